@@ -1,0 +1,85 @@
+"""Every error we raise on purpose.  The sentence is written once, here; the facts are attributes."""
+
+from __future__ import annotations
+
+
+class TrioaggError(Exception):
+    """The base of all errors of this library."""
+
+
+class BadResult(TrioaggError):
+    """A station's callback returned something that cannot be a result.  It is that station's ``failed``, no more."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class PoisonMessage(TrioaggError):
+    """A message that can never be processed, however often it is read.  The service counts it and moves on."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class UploadFailed(TrioaggError):
+    """The handler refused a list and is not asked again; ``__cause__`` says why."""
+
+    def __init__(self, batch_id: str, attempts: int) -> None:
+        super().__init__(f"upload of batch {batch_id} failed after {attempts} attempt(s)")
+        self.batch_id, self.attempts = batch_id, attempts
+
+
+class UploadTimedOut(TrioaggError):
+    """One try of an upload took longer than it may.  It counts as a failed try."""
+
+    def __init__(self, batch_id: str, upload_timeout: float) -> None:
+        super().__init__(
+            f"upload of batch {batch_id} took longer than {upload_timeout:g} s; "
+            "raise upload_timeout= if your destination is this slow"
+        )
+        self.batch_id, self.upload_timeout = batch_id, upload_timeout
+
+
+class Closed(TrioaggError):
+    """The aggregator or service takes no batch: it is not open yet, is draining, or has ended."""
+
+    def __init__(self, what: str, state: str) -> None:
+        super().__init__(f"{what} {state}: no new batch is accepted")
+        self.what, self.state = what, state
+
+
+class StrayCancel(TrioaggError):
+    """Somebody else cancelled the nursery that a batch's stations run in, so its list would be silently incomplete."""
+
+    def __init__(self, batch_id: str) -> None:
+        super().__init__(
+            f"the nursery of batch {batch_id} was cancelled from outside; "
+            "cancel a scope of your own inside the callback instead"
+        )
+        self.batch_id = batch_id
+
+
+class KafkaError(TrioaggError):
+    """Kafka refused, and trying again as we are would not help.  *hint* says what to do."""
+
+    def __init__(self, what: str, reason: str, hint: str = "") -> None:
+        super().__init__(f"{what}: {reason}" + (f". {hint}" if hint else ""))
+        self.what, self.reason, self.hint = what, reason, hint
+
+
+class ConnectFailed(KafkaError):
+    """No working connection within ``connect_timeout``: no broker, a wrong address, a refused login."""
+
+    def __init__(self, bootstrap_servers: str, reason: str, hint: str = "") -> None:
+        super().__init__(f"cannot connect to Kafka at {bootstrap_servers}", reason, hint)
+        self.bootstrap_servers = bootstrap_servers
+
+
+class TopicUnavailable(KafkaError):
+    """A topic does not exist, or we may not use it."""
+
+    def __init__(self, topic: str, bootstrap_servers: str, reason: str, hint: str = "") -> None:
+        super().__init__(f"topic {topic!r} on Kafka at {bootstrap_servers}", reason, hint)
+        self.topic, self.bootstrap_servers = topic, bootstrap_servers
