@@ -54,7 +54,7 @@ class Answer(StrEnum):
 
 
 # A msgspec.Struct, not a dataclass: one is made for every station, and a frozen dataclass costs seven times as much.
-class StationOutcome(msgspec.Struct, frozen=True, kw_only=True):
+class StationOutcome(msgspec.Struct, frozen=True):
     """One line of a batch's ledger."""
 
     verdict: Verdict

@@ -1,0 +1,389 @@
+"""Many batches at once: each with its deadline, all within one bound, every list to the uploader."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
+
+import trio
+
+from ._blame import lone_errors_bare
+from ._context import BatchContext
+from ._errors import Closed
+from ._fanout import DEFAULT_RUNNING_STATIONS, Batch, Reaper, check_limits, serve
+from ._intake import Intake, describe_stragglers
+from ._lanes import Threads, is_async
+from ._observer import Log, LogLanguage, Observer, Observers
+from ._records import Answer, BatchReport, CompletedBy
+from ._statistics import AggregatorStatistics, Totals
+from ._tuning import tuned_gc
+from ._uploader import Deliveries, OnUploadFailure, Sink, Upload, Uploader
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping
+    from contextlib import AbstractAsyncContextManager
+    from types import TracebackType
+
+T = TypeVar("T")
+
+logger = logging.getLogger("trioagg")
+
+_MOST_REMEMBERED_IDS: Final = 10_000
+_NAME_STRAGGLERS_SECONDS: Final = 5.0
+_STATION_THREADS: Final = 100
+
+
+class BatchResultAggregator(Generic[T]):
+    """Runs batches of stations and brings their lists up.  An ``async with`` block is its life; it has one.
+
+    Args:
+      callback: ``callback(station_id, value) -> dict | None``, for :meth:`submit` and :meth:`run`.  ``async def`` runs as
+        a task, ``def`` in a thread.
+      batch_upload_handler: ``batch_upload_handler(batch_id, results_list)``, sync (in a thread) or async.  It returning
+        means that the list is up; it raising is a failed try.
+      report_handler: ``report_handler(report)``, sync or async: the whole :class:`BatchReport`, beside or instead.
+      sink: Where lists go beside or instead of the handlers.
+      batch_timeout: Seconds from the acceptance of a batch to its list, on Trio's clock.
+      cleanup_interval: Seconds for which the ids of closed batches are remembered (10,000 at most), so that an answer
+        that comes after its batch can be told from one that belongs to none.
+      max_batches_in_flight: Batches accepted and not up yet; at the bound accepting waits.
+      max_unreaped_batches: Closed batches whose stations ignore their cancellation; at the bound accepting waits.
+      max_running_stations: Stations of one batch that run at once.
+      max_uploads: Lists brought up side by side.
+      on_upload_failure: After the last try: ``"stop"`` ends the block with :class:`UploadFailed`; ``"skip"`` logs an
+        ERROR and counts the list as up.
+      upload_attempts: Tries of one list.  TypeError, AttributeError and NameError are not tried again.
+      upload_timeout: Seconds for one try of an async handler.  A sync one is waited for.
+      drain_timeout: Seconds in which leaving the block brings up what is in flight.
+      log_language: ``"en"``, or ``"zh"`` for the lines of the guide.
+      observers: Told of every event of every batch.
+      tune_gc: Freeze the garbage collector's view and raise its thresholds while the block lasts.
+
+    Raises:
+      ValueError: when made, if a value is out of its range.
+
+    Leaving the block drains: no new batch, open ones end at their deadline at the latest, their lists go up, and then
+    stations that ignore their cancellation are waited for.  An exception in the body, Cancelled or Ctrl-C aborts
+    instead: no list goes up any more.  An upload that is given up, or a station that raises KeyboardInterrupt, ends the
+    block with that error, bare; a group only if the body raised one too.
+    """
+
+    def __init__(
+        self,
+        callback: Callable[[str, T], Any] | None = None,
+        batch_upload_handler: Callable[[str, list[dict[str, Any]]], Any] | None = None,
+        *,
+        report_handler: Callable[[BatchReport], Any] | None = None,
+        sink: Sink | None = None,
+        batch_timeout: float = 5.0,
+        cleanup_interval: float = 60.0,
+        max_batches_in_flight: int = 100,
+        max_unreaped_batches: int = 50,
+        max_running_stations: int = DEFAULT_RUNNING_STATIONS,
+        max_uploads: int = 4,
+        on_upload_failure: OnUploadFailure = "stop",
+        upload_attempts: int = 5,
+        upload_timeout: float = 10.0,
+        drain_timeout: float = 25.0,
+        log_language: LogLanguage = "en",
+        observers: Iterable[Observer] = (),
+        tune_gc: bool = False,
+    ) -> None:
+        check_limits(batch_timeout=batch_timeout, max_running_stations=max_running_stations)
+        for name, value in (
+            ("cleanup_interval", cleanup_interval),
+            ("upload_timeout", upload_timeout),
+            ("drain_timeout", drain_timeout),
+        ):
+            if not value >= 0:
+                raise ValueError(f"{name}={value!r}: it must be 0 or more seconds")
+        for name, number in (
+            ("max_batches_in_flight", max_batches_in_flight),
+            ("max_unreaped_batches", max_unreaped_batches),
+            ("max_uploads", max_uploads),
+            ("upload_attempts", upload_attempts),
+        ):
+            if number < 1:
+                raise ValueError(f"{name}={number!r}: it must be 1 or more")
+        if on_upload_failure not in ("stop", "skip"):
+            raise ValueError(f"on_upload_failure={on_upload_failure!r}: use 'stop' or 'skip'")
+
+        self._threads = Threads(_STATION_THREADS)
+        self._call = callback if callback is None or is_async(callback) else self._threads.bind(callback)
+        self._batch_timeout, self._cleanup_interval = batch_timeout, cleanup_interval
+        self._max_running_stations, self._drain_timeout = max_running_stations, drain_timeout
+        self._tune_gc = tune_gc
+        self._totals = Totals()
+        self._observer = Observers([self._totals, Log(log_language, batch_timeout), *observers])
+        self._encode = None if sink is None else sink.encode
+        self._deliveries = Deliveries(
+            batch_upload_handler, report_handler, sink, upload_timeout=upload_timeout, max_uploads=max_uploads
+        )
+        # A sink waits for its broker and not for us: holding its lists back would only make it slower.
+        only_sink = batch_upload_handler is None and report_handler is None and sink is not None
+        self._uploader = Uploader(
+            self._deliveries.deliver,
+            self._observer,
+            max_uploads=max_batches_in_flight if only_sink else max_uploads,
+            attempts=1 if only_sink else upload_attempts,
+            on_upload_failure=on_upload_failure,
+        )
+        self._reaper = Reaper()
+        self._intake = Intake(max_batches_in_flight, self._reaper.unreaped, max_unreaped_batches)
+        self._open: dict[str, Batch] = {}
+        self._alive: set[Batch] = set()
+        self._remembered: OrderedDict[str, float] = OrderedDict()
+        self._state = "is not open yet: use `async with`"
+        self._nursery: trio.Nursery | None = None
+        self._block: AbstractAsyncContextManager[Self] | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._block is not None:
+            raise RuntimeError("an aggregator lives once: make a new one for a second block")
+        self._block = self._live()
+        return await self._block.__aenter__()
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        assert self._block is not None
+        return await self._block.__aexit__(exc_type, exc, traceback)
+
+    # What users call.
+
+    async def submit(self, batch_id: str, stations: Mapping[str, T]) -> Batch:
+        """Accept a batch: its stations run in the background and its list goes up.
+
+        Waits only while ``max_batches_in_flight`` is reached.
+
+        Raises:
+          TypeError: if the aggregator has no callback.
+          Closed: if it is not open, drains, or has ended.
+
+        Cancellation: while it waits, the batch is not accepted; afterwards it belongs to the aggregator.
+        """
+        return await self.admit(batch_id, stations)
+
+    async def run(self, batch_id: str, stations: Mapping[str, T]) -> BatchReport:
+        """:meth:`submit`, and wait until the list is up.
+
+        Raises:
+          TypeError: as :meth:`submit` does.
+          Closed: as :meth:`submit` does; or if the batch was given up when the block ended.
+
+        Cancellation: the batch goes on once it is accepted.
+        """
+        done = trio.Event()
+        fates: list[bool] = []
+
+        def when_done(up: bool) -> None:
+            fates.append(up)
+            done.set()
+
+        batch = await self.admit(batch_id, stations, when_done=when_done)
+        await done.wait()
+        if not fates[0] or batch.report is None:
+            raise Closed("the aggregator", f"has ended before the list of batch {batch_id} was up")
+        return batch.report
+
+    async def create_batch(self, batch_id: str, expected_stations: Iterable[str]) -> Batch:
+        """Open a batch whose answers are pushed: ``batch.add_result(station_id, result)``.
+
+        Raises:
+          ValueError: if a batch of that id is open.
+          Closed: as :meth:`submit` does.
+
+        Cancellation: as :meth:`submit`.
+        """
+        if batch_id in self._open:
+            await trio.lowlevel.checkpoint()
+            raise ValueError(f"batch {batch_id} is open already")
+        return await self.admit(batch_id, dict.fromkeys(expected_stations), pushed=True)
+
+    def add_result(self, batch_id: str, station_id: str, result: dict[str, Any] | None) -> Answer:
+        """Push an answer to an open batch by its id.  To a closed one it is late, to any other unknown; never raises."""
+        batch = self._open.get(batch_id)
+        if batch is not None:
+            return batch.add_result(station_id, result)
+        return self._ignore(batch_id, station_id)
+
+    def add_failure(self, batch_id: str, station_id: str, error: BaseException) -> Answer:
+        """Push a failure, as :meth:`add_result` does a result."""
+        batch = self._open.get(batch_id)
+        if batch is not None:
+            return batch.add_failure(station_id, error)
+        return self._ignore(batch_id, station_id)
+
+    def statistics(self) -> AggregatorStatistics:
+        """A frozen snapshot."""
+        self._forget()
+        return self._totals.snapshot(
+            open_batches=sum(batch.report is None for batch in self._alive),
+            waiting_uploads=self._uploader.waiting,
+            running_uploads=self._uploader.running,
+            unreaped_batches=len(self._reaper.unreaped),
+            abandoned_threads=self._threads.abandoned,
+            remembered_ids=len(self._remembered),
+        )
+
+    # What the service calls.
+
+    @property
+    def room(self) -> int:
+        """How many batches would be accepted without waiting."""
+        return self._intake.room
+
+    async def admit(
+        self,
+        batch_id: str,
+        stations: Mapping[str, Any],
+        *,
+        pushed: bool = False,
+        order: Hashable | None = None,
+        when_done: Callable[[bool], None] = lambda up: None,
+        still_wanted: Callable[[], bool] = lambda: True,
+        **message: Any,
+    ) -> Batch:
+        """Accept a batch.
+
+        Args:
+          order: Lists with the same key go up in the order of their acceptance.
+          when_done: Called once, with whether the list is up.
+          still_wanted: Asked after the wait for room; a batch that is not wanted any more is aborted at once.
+          message: Facts of the Kafka message, for :class:`BatchContext`.
+        """
+        if self._call is None and not pushed:
+            await trio.lowlevel.checkpoint()
+            raise TypeError("this aggregator has no callback: give it one, or use create_batch() and push the answers")
+        self._check_open()
+        await self._intake.enter()
+        try:
+            self._check_open()
+        except Closed:
+            self._intake.leave()
+            raise
+        assert self._nursery is not None
+        opened = trio.current_time()
+        batch = Batch(
+            BatchContext(batch_id=batch_id, deadline=opened + self._batch_timeout, owner=self, **message),
+            stations,
+            opened=opened,
+            pushed=pushed,
+            encode=self._encode,
+            observer=self._observer,
+        )
+        if not still_wanted():
+            batch.abort()
+        self._open[batch_id] = batch
+        self._alive.add(batch)
+        turn = self._uploader.take_turn(order)
+
+        def done(up: bool) -> None:
+            self._intake.leave()
+            when_done(up)
+
+        def hand_over(report: BatchReport) -> None:
+            if self._open.get(batch_id) is batch:
+                del self._open[batch_id]
+            self._remember(batch_id)
+            self._observer.closed(report)
+            if report.completed_by is CompletedBy.ABORTED:
+                self._uploader.give_up(turn)
+                done(False)
+            elif self._deliveries:
+                self._uploader.submit(Upload(report, batch._collector.encoded, batch.context, turn, done))
+            else:
+                self._uploader.give_up(turn)
+                self._observer.uploaded(report)
+                done(True)
+
+        self._observer.opened(batch_id, len(batch._collector._expected))
+        self._nursery.start_soon(self._serve, batch, None if pushed else stations, hand_over, name=batch_id)
+        return batch
+
+    def abort(self, unwanted: Callable[[BatchContext], bool]) -> int:
+        """Give up the batches that are not wanted any more, open or on their way up; says how many."""
+        open_ones = [batch for batch in self._alive if batch.report is None and unwanted(batch.context)]
+        for batch in open_ones:
+            batch.abort()
+        return len(open_ones) + self._uploader.drop(unwanted)
+
+    def close(self) -> None:
+        """Take no new batch from now on.  Those that wait to be accepted are turned away."""
+        self._state = "is closing"
+        self._intake.turn_away()
+
+    # How it lives.
+
+    @asynccontextmanager
+    async def _live(self) -> AsyncIterator[Self]:
+        with lone_errors_bare(), tuned_gc(self._tune_gc):
+            async with trio.open_nursery() as outer:
+                outer.start_soon(self._name_stragglers, name="trioagg straggler watch")
+                try:
+                    async with trio.open_nursery() as nursery:
+                        self._nursery = nursery
+                        await nursery.start(self._uploader.run)
+                        self._state = "open"
+                        yield self
+                        await self.drain()
+                        self._uploader.finish()
+                finally:
+                    self._state = "has ended"
+                outer.cancel_scope.cancel()
+
+    async def drain(self) -> None:
+        """Take no new batch and bring up those in flight, within ``drain_timeout``; what is left then is aborted.
+
+        Cancellation: those in flight go on.
+        """
+        self.close()
+        with trio.move_on_after(self._drain_timeout) as patience:
+            await self._intake.wait_empty()
+        if patience.cancelled_caught:
+            given_up = self.abort(lambda context: True)
+            logger.error("not up within drain_timeout=%g s and given up: %d batches", self._drain_timeout, given_up)
+            await self._intake.wait_empty()
+
+    async def _serve(
+        self, batch: Batch, stations: Mapping[str, T] | None, hand_over: Callable[[BatchReport], None]
+    ) -> None:
+        try:
+            await serve(batch, stations, self._call, self._max_running_stations, self._reaper, hand_over)
+        finally:
+            self._alive.discard(batch)
+            self._intake.look_again()
+
+    async def _name_stragglers(self) -> None:
+        known: set[Batch] = set()
+        while True:
+            await trio.sleep(_NAME_STRAGGLERS_SECONDS)
+            old = {batch: nursery for batch, nursery in self._reaper.unreaped.items() if batch in known}
+            if old:
+                logger.warning("still running after their cancellation: %s", "; ".join(describe_stragglers(old, most=20)))
+            known = set(self._reaper.unreaped)
+
+    def _check_open(self) -> None:
+        if self._state != "open":
+            raise Closed("the aggregator", self._state)
+
+    def _remember(self, batch_id: str) -> None:
+        self._forget()
+        self._remembered[batch_id] = trio.current_time() + self._cleanup_interval
+        self._remembered.move_to_end(batch_id)
+        if len(self._remembered) > _MOST_REMEMBERED_IDS:
+            self._remembered.popitem(last=False)
+
+    def _forget(self) -> None:
+        # Whenever somebody looks, not in a task that wakes up for it: nothing else reads them.
+        now = trio.current_time() if self._remembered else 0.0
+        while self._remembered and next(iter(self._remembered.values())) <= now:
+            self._remembered.popitem(last=False)
+
+    def _ignore(self, batch_id: str, station_id: str) -> Answer:
+        self._forget()
+        answer = Answer.LATE if batch_id in self._remembered else Answer.UNKNOWN
+        self._observer.ignored(batch_id, station_id, answer)
+        return answer

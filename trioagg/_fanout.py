@@ -1,0 +1,357 @@
+"""One batch: a nursery for its stations, one deadline, and a report that is fixed before the stragglers are reaped.
+
+How the stations are served (the figures are in ``python -m bench core``): a task per station costs more than most
+stations do, and a fixed pool starves.  So a *server* takes the next station of its batch as long as its stations do not
+wait, and starts *heirs* ahead of itself: tasks that run only when a station does wait, and then serve on.  A station
+that waits has a task to itself; one that does not costs none.
+"""
+
+from __future__ import annotations
+
+from contextvars import copy_context
+from operator import is_
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import trio
+
+from ._blame import dispose, lone_errors_bare, must_get_out
+from ._collector import BatchCollector
+from ._context import BatchContext, batch_context
+from ._errors import StrayCancel
+from ._lanes import Threads, is_async
+from ._observer import Observer
+from ._records import Answer, BatchReport, CompletedBy
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+
+    StationCallback = Callable[[str, Any], Awaitable[object]]
+
+T = TypeVar("T")
+
+_SLICE_SECONDS: Final = 0.001
+"""How long the servers of a batch go on without a look at the scheduler; a deadline is late by that much at most."""
+
+_GENERATION_GROWTH: Final = 8
+_LARGEST_GENERATION: Final = 512
+
+DEFAULT_RUNNING_STATIONS: Final = 1000
+_THREADS_OF_ONE_BATCH: Final = 40
+
+
+class Batch:
+    """One open batch.  In push mode answers are added to it, from any task of Trio's thread."""
+
+    def __init__(
+        self,
+        context: BatchContext,
+        expected_stations: Iterable[str],
+        *,
+        opened: float,
+        pushed: bool = False,
+        encode: Callable[[dict[str, Any]], bytes] | None = None,
+        observer: Observer = Observer.SILENT,
+    ) -> None:
+        self._starts: dict[str, float] = {}
+        self._collector = collector = BatchCollector(
+            context.batch_id, expected_stations, encode=encode, starts=None if pushed else self._starts
+        )
+        self._opened = opened
+        self._observer = observer
+        self._hears_answers = observer.hears_answers()
+        self._reason: CompletedBy | None = None
+        self._ended = trio.Event()
+        self._closed = trio.Event()
+        self.context = context
+        if not collector.missing:
+            self._ended.set()
+
+    def __repr__(self) -> str:
+        done, expected = self.progress
+        return f"<Batch {self.batch_id!r} {done}/{expected}{' closed' if self._closed.is_set() else ''}>"
+
+    @property
+    def batch_id(self) -> str:
+        return self.context.batch_id
+
+    @property
+    def deadline(self) -> float:
+        """On Trio's clock."""
+        return self.context.deadline
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """How many stations have answered, and how many are expected."""
+        return self._collector.progress
+
+    @property
+    def report(self) -> BatchReport | None:
+        """The report, once the batch is closed."""
+        return self._collector.report
+
+    @property
+    def busy(self) -> bool:
+        """Whether a station has been started and has not answered."""
+        done, _ = self._collector.progress
+        return len(self._starts) > done
+
+    def add_result(self, station_id: str, result: dict[str, Any] | None) -> Answer:
+        """A station has answered: a dict, or None for no output.  Says what became of the answer; never raises."""
+        return self._heard(station_id, self._collector.add_result(station_id, result))
+
+    def add_failure(self, station_id: str, error: BaseException) -> Answer:
+        """A station has failed.  Says what became of the answer; never raises."""
+        return self._heard(station_id, self._collector.add_failure(station_id, error))
+
+    def complete(self) -> None:
+        """End the batch now, with the answers that are in.  Without effect on a batch that has ended."""
+        self._end(CompletedBy.FORCED)
+
+    def abort(self) -> None:
+        """End the batch now, without a list."""
+        self._end(CompletedBy.ABORTED)
+
+    async def wait_closed(self) -> BatchReport:
+        """Wait until the batch has ended; its report is fixed then.
+
+        Cancellation: the batch goes on.
+        """
+        await self._closed.wait()
+        assert self._collector.report is not None
+        return self._collector.report
+
+    def _end(self, reason: CompletedBy) -> None:
+        if self._reason is None and not self._closed.is_set():
+            self._reason = reason
+            self._ended.set()
+
+    def _heard(self, station_id: str, answer: Answer) -> Answer:
+        if answer is Answer.ACCEPTED:
+            if self._hears_answers:
+                self._observer.answered(self.batch_id, station_id, *self._collector.progress)
+            if not self._collector.missing:
+                self._ended.set()
+        else:
+            self._observer.ignored(self.batch_id, station_id, answer)
+        return answer
+
+    def _close(self, reason: CompletedBy) -> BatchReport:
+        report = self._collector.close(reason, seconds=trio.current_time() - self._opened)
+        self._closed.set()
+        return report
+
+
+class Reaper:
+    """Lets closed batches cancel their stragglers one at a time, one in each pass of the scheduler.
+
+    A thousand batches that expire together have a hundred thousand tasks to cancel.  All at once would hold up the loop
+    for seconds, and with it the lists that are not out yet.
+    """
+
+    def __init__(self) -> None:
+        self._turn = trio.Lock()
+        self.unreaped: dict[Batch, trio.Nursery] = {}
+        """Closed batches with stations that were cancelled and have not ended yet."""
+
+    async def reap(self, batch: Batch, nursery: trio.Nursery) -> None:
+        async with self._turn:
+            nursery.cancel_scope.cancel()
+            self.unreaped[batch] = nursery
+            await trio.lowlevel.cancel_shielded_checkpoint()
+
+
+async def run_batch(
+    batch_id: str,
+    stations: Mapping[str, T],
+    callback: Callable[[str, T], Any],
+    *,
+    batch_timeout: float = 5.0,
+    max_running_stations: int = DEFAULT_RUNNING_STATIONS,
+) -> BatchReport:
+    """Run every station at once and report what they said in time.
+
+    Args:
+      stations: Station id -> what the callback gets as its second argument.
+      callback: ``callback(station_id, value) -> dict | None``.  ``async def`` runs as a task, ``def`` in a thread.
+      batch_timeout: Seconds from now, on Trio's clock.  The report is fixed then.  A station that ignores its
+        cancellation delays the return, never the report: no task outlives its block.  A thread is left behind.
+      max_running_stations: How many stations run at once.
+
+    Raises:
+      ValueError: if *batch_timeout* is negative or *max_running_stations* is less than 1.
+      StrayCancel: if the callback cancelled the nursery that it runs in.
+      KeyboardInterrupt, SystemExit: if a station raises it.  Whatever else a station raises is its verdict.
+
+    Cancellation: the stations are cancelled too, and there is no report.  The batch's timeout is not a cancellation:
+    late stations have the verdict ``timed_out``.
+    """
+    check_limits(batch_timeout=batch_timeout, max_running_stations=max_running_stations)
+    opened = trio.current_time()
+    batch = Batch(BatchContext(batch_id=batch_id, deadline=opened + batch_timeout), stations, opened=opened)
+    call = callback if is_async(callback) else Threads(_THREADS_OF_ONE_BATCH).bind(callback)
+    with lone_errors_bare():
+        await serve(batch, stations, call, max_running_stations, Reaper(), lambda report: None)
+    assert batch.report is not None
+    return batch.report
+
+
+def check_limits(*, batch_timeout: float, max_running_stations: int) -> None:
+    """Raise ValueError for what no batch can be run with."""
+    if not batch_timeout >= 0:
+        raise ValueError(f"batch_timeout={batch_timeout!r}: it must be 0 or more seconds")
+    if max_running_stations < 1:
+        raise ValueError(f"max_running_stations={max_running_stations!r}: it must be 1 or more")
+
+
+async def serve(
+    batch: Batch,
+    stations: Mapping[str, Any] | None,
+    call: StationCallback | None,
+    max_running_stations: int,
+    reaper: Reaper,
+    hand_over: Callable[[BatchReport], None],
+) -> None:
+    """Live through one batch: from its opening until the last of its tasks has ended.
+
+    Args:
+      stations: What to run; None in push mode, where the answers come from elsewhere.
+      hand_over: Called with the report as soon as it is fixed, at the deadline at the latest.
+
+    Cancellation: the batch is aborted.
+    """
+    try:
+        async with trio.open_nursery() as nursery:
+            with trio.CancelScope(deadline=batch.deadline):
+                if stations and call is not None:
+                    _Servers(batch, stations, call, max_running_stations, nursery).start()
+                await batch._ended.wait()
+            if batch._reason is not None:
+                reason = batch._reason
+            else:
+                reason = CompletedBy.TIMEOUT if batch._collector.missing else CompletedBy.ALL
+            # The list is handed over before the stragglers are reaped, and nothing between may wait: with the deadline
+            # around the nursery, a thousand batches that expire together would be seconds late.
+            hand_over(batch._close(reason))
+            if batch.busy:
+                await reaper.reap(batch, nursery)
+    finally:
+        reaper.unreaped.pop(batch, None)
+        if not batch._closed.is_set():
+            batch._close(CompletedBy.ABORTED)
+            interrupted = True
+        else:
+            interrupted = False
+    if interrupted:
+        # Nobody above us was cancelled, yet our nursery was: its list would be silently incomplete.
+        raise StrayCancel(batch.batch_id)
+
+
+class _Servers:
+    """The tasks that serve the stations of one batch."""
+
+    def __init__(
+        self,
+        batch: Batch,
+        stations: Mapping[str, Any],
+        call: StationCallback,
+        cap: int,
+        nursery: trio.Nursery,
+    ) -> None:
+        self._batch, self._call, self._nursery = batch, call, nursery
+        self._items: Iterator[tuple[str, Any]] = iter(stations.items())
+        self._left = len(stations)
+        self._room = cap
+        self._idle = 0
+        self._generation = 1
+        self._giving_way = False
+        # Trio's clock, not time.perf_counter: seeded runs repeat under MockClock.
+        self._now = trio.lowlevel.current_clock().current_time
+        self._slice_began = self._now()
+        token = batch_context.set(batch.context)
+        self._clean = copy_context()
+        batch_context.reset(token)
+        self._clean_values = tuple(self._clean.values())
+
+    def start(self) -> None:
+        """Start the first server."""
+        self._start_heirs(1)
+
+    def _start_generation(self) -> None:
+        """The first heir alone: most batches never need a second one.  Then generations, each larger than the last."""
+        self._start_heirs(min(self._generation, self._left, self._room))
+        self._generation = min(self._generation * _GENERATION_GROWTH, _LARGEST_GENERATION)
+
+    def _start_heirs(self, count: int) -> None:
+        self._idle += count
+        self._room -= count
+        start = self._nursery.start_soon
+        for _ in range(count):
+            self._clean.run(start, self._serve, name="trioagg server")
+
+    async def _serve(self) -> None:
+        self._idle -= 1
+        batch = self._batch
+        closed = batch._closed
+        if self._giving_way or closed.is_set() or not self._left:
+            # Not needed: the server that started us had only given way for a moment, or was the last.
+            self._room += 1
+            self._generation = 1
+            return
+        call, collector, starts, opened = self._call, batch._collector, batch._starts, batch._opened
+        now = self._now
+        task = trio.lowlevel.current_task()
+        items, variables = self._items, len(self._clean_values)
+        began = now()
+        while True:
+            station_id, module_input = next(items)
+            self._left -= 1
+            if self._left and not self._idle and self._room:
+                self._start_generation()
+            task.name = station_id
+            starts[station_id] = began - opened
+            try:
+                result = await call(station_id, module_input)
+            except BaseException as error:  # noqa: ASYNC103 - what must get out is raised; the rest is the station's verdict
+                out = must_get_out(error)
+                if out is error:
+                    raise
+                if out is not None:
+                    raise out from None
+                # Without our own frame: the error is kept, and it would keep us, who keep it.
+                error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
+                ended = now()
+                answer = collector.add_failure(station_id, error, ended - began)
+            else:
+                ended = now()
+                answer = collector.add_result(station_id, result, ended - began)
+                if result.__class__ is not dict and result is not None:
+                    dispose(result)
+            if answer is not Answer.ACCEPTED or batch._hears_answers:
+                batch._heard(station_id, answer)
+            elif not collector.missing:
+                batch._ended.set()
+            if closed.is_set() or not self._left:
+                break
+            context = copy_context()
+            if (
+                len(context) != variables
+                or context.get(batch_context) is not batch.context
+                or (variables > 1 and not all(map(is_, context.values(), self._clean_values)))
+            ):
+                # The station left a context variable set, which is its own and not the next station's: let a fresh task
+                # go on.  By identity, never by ==: an array has no truth, and two equal lists are two.
+                if not self._idle:
+                    self._start_heirs(1)
+                break
+            began = ended
+            if ended - self._slice_began >= _SLICE_SECONDS:
+                # Stations that block without waiting must not outrun the deadline.
+                self._giving_way = True
+                try:
+                    await trio.lowlevel.checkpoint()
+                finally:
+                    self._giving_way = False
+                began = self._slice_began = now()
+                if closed.is_set() or not self._left:
+                    break
+        self._room += 1

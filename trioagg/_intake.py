@@ -1,0 +1,101 @@
+"""How many batches may be in flight: the one place where somebody waits because everything else is full."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ._fanout import Batch
+
+logger = logging.getLogger("trioagg")
+
+_FRAMES_OF_A_STACK = 4
+_STATIONS_NAMED = 5
+
+
+class Intake:
+    """Counts batches from their acceptance until their list is up.
+
+    Args:
+      limit: Batches in flight.
+      unreaped: Closed batches with stations that ignore their cancellation, and the nurseries that these run in.
+      unreaped_limit: So many of them make the intake pause.
+    """
+
+    def __init__(self, limit: int, unreaped: Mapping[Batch, trio.Nursery], unreaped_limit: int) -> None:
+        self._limit, self._unreaped, self._unreaped_limit = limit, unreaped, unreaped_limit
+        self._in_flight = 0
+        self._waiting = trio.lowlevel.ParkingLot()
+        self._draining = trio.lowlevel.ParkingLot()
+        self._paused = False
+
+    @property
+    def in_flight(self) -> int:
+        return self._in_flight
+
+    @property
+    def room(self) -> int:
+        """How many more batches may come in now."""
+        return 0 if self._is_paused() else max(0, self._limit - self._in_flight)
+
+    async def enter(self) -> None:
+        """Wait for room and take it.  Always a checkpoint, so that accepting never keeps the loop to itself."""
+        await trio.lowlevel.checkpoint()
+        while not self.room:
+            await self._waiting.park()
+        self._in_flight += 1
+
+    def leave(self) -> None:
+        """A batch is up, or has been given up."""
+        self._in_flight -= 1
+        self.look_again()
+        if not self._in_flight:
+            self._draining.unpark_all()
+
+    def look_again(self) -> None:
+        """There may be room now."""
+        if self.room:
+            self._waiting.unpark(count=self.room)
+
+    def turn_away(self) -> None:
+        """Wake all who wait, for there will be no room."""
+        self._limit = 1 << 62
+        self._unreaped_limit = 1 << 62
+        self._waiting.unpark_all()
+
+    async def wait_empty(self) -> None:
+        """Wait until no batch is in flight."""
+        while self._in_flight:
+            await self._draining.park()
+
+    def _is_paused(self) -> bool:
+        paused = len(self._unreaped) >= self._unreaped_limit
+        if paused and not self._paused:
+            logger.error(
+                "intake pauses: %d closed batches have stations that ignore their cancellation: %s",
+                len(self._unreaped),
+                "; ".join(describe_stragglers(self._unreaped, most=_STATIONS_NAMED)),
+            )
+        self._paused = paused
+        return paused
+
+
+def describe_stragglers(unreaped: Mapping[Batch, trio.Nursery], *, most: int) -> list[str]:
+    """Which stations still run in batches that are closed, and where they wait."""
+    lines = []
+    for batch, nursery in unreaped.items():
+        for task in nursery.child_tasks:
+            if len(lines) == most:
+                return [*lines, "..."]
+            frames = [
+                f"{frame.f_code.co_filename}:{line} in {frame.f_code.co_name}"
+                for frame, line in task.iter_await_frames()
+                if not frame.f_globals.get("__name__", "").startswith(("trio.", "trioagg."))
+            ]
+            lines.append(f"station {task.name} of batch {batch.batch_id} at {' <- '.join(frames[::-1][:_FRAMES_OF_A_STACK])}")
+    return lines

@@ -1,0 +1,85 @@
+"""Where a station's code runs: ``async def`` in a task of Trio's, a plain ``def`` in a thread."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+
+def is_async(function: Callable[..., object]) -> bool:
+    """Whether calling *function* gives something to await: itself, its ``__call__``, or what a partial of it wraps."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    # Not iscoroutinefunction alone: an object with an async __call__ is a common way to carry a model around.
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004 - its kind is asked for, not whether there is one
+
+
+class Threads:
+    """A bounded set of threads for blocking stations.  At the deadline a thread is left behind and counted.
+
+    Threads that were left behind keep their place until they end, so that hung ones can never pile up without bound.
+    """
+
+    def __init__(self, limit: int) -> None:
+        # A limiter of our own: abandoned threads must not starve the rest of the application.
+        self._limiter = trio.CapacityLimiter(limit)
+        self._lock = threading.Lock()
+        self._abandoned = 0
+
+    @property
+    def abandoned(self) -> int:
+        """Threads that still run although nobody waits for them."""
+        return self._abandoned
+
+    async def run(self, function: Callable[[str, Any], Any], station_id: str, module_input: object) -> object:
+        """Call the function in a thread.
+
+        Cancellation: the thread runs on, unheard.
+        """
+        call = _Call(self, function)
+        try:
+            return await trio.to_thread.run_sync(
+                call,
+                station_id,
+                module_input,
+                abandon_on_cancel=True,
+                limiter=self._limiter,
+                thread_name=f"trioagg {station_id}",
+            )
+        except trio.Cancelled:
+            call.abandon()
+            raise
+
+    def bind(self, function: Callable[[str, Any], Any]) -> Callable[[str, Any], Awaitable[object]]:
+        return functools.partial(self.run, function)
+
+
+class _Call:
+    """One call in a thread, which ends before it is abandoned or after: the lock decides."""
+
+    def __init__(self, threads: Threads, function: Callable[[str, Any], Any]) -> None:
+        self._threads, self._function = threads, function
+        self._running = self._abandoned = False
+
+    def __call__(self, station_id: str, module_input: object) -> object:
+        self._running = True
+        try:
+            return self._function(station_id, module_input)
+        finally:
+            with self._threads._lock:
+                self._running = False
+                if self._abandoned:
+                    self._threads._abandoned -= 1
+
+    def abandon(self) -> None:
+        with self._threads._lock:
+            if self._running:
+                self._abandoned = True
+                self._threads._abandoned += 1

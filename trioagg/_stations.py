@@ -1,0 +1,198 @@
+"""Message bytes -> the records of each station, and what its callback gets.  No Trio, no clock, no I/O.
+
+The rules of a message, as JSON (UTF-8, without a byte order mark):
+
+- A list: each of its objects with a station id is a record of that station.
+- An object with a station id: one record of that station, whatever lists it holds.
+- Any other object: its lists, under whatever keys, hold the records.  Nothing deeper is looked at.
+- A station id is a non-empty string, taken as it is, or an integer, written in decimal: 1001 and "1001" are one
+  station.  It stands under ``stationId`` or ``station_id``.  Of two valid ones ``stationId`` wins, and an invalid
+  one (null, say) does not hide a valid one: the record still names exactly one station.
+- A list is about stations if one of its elements has a key for the id.  Its elements without a valid id are
+  rejected one by one and cost the others nothing.  In any other list (of names, of days) nothing is rejected.
+- Everything else is poison: what is not JSON, what is nested too deep for Python, and a bare scalar or null.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import NoneType
+from typing import Any, Final
+
+import msgspec
+
+from ._errors import PoisonMessage
+
+RESERVED_KEYS: Final = frozenset({"stationId", "_data_quality"})
+"""The keys of a module input that are ours: no topic may be named so."""
+
+_ID_KEYS: Final = ("stationId", "station_id")
+_MAX_PLACES: Final = 5
+_MAX_KEY: Final = 40  # of a key in the name of a place: messages are hostile, log lines are not
+_JSON_NAMES: Final[dict[type, str]] = {
+    NoneType: "null",
+    bool: "a boolean",
+    int: "an integer",
+    float: "a float",
+    str: "a string",
+    list: "a list",
+    dict: "an object",
+}
+
+_decode = msgspec.json.Decoder().decode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParsedMessage:
+    """What one message says about which stations.  Its lists and dicts belong to the caller: nothing is shared."""
+
+    stations: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """The records of each station, stations in the order in which they first appear.  Records are sorted by
+    ``sendTime``, equal ones in the order of the message; those whose ``sendTime`` is not a string come last."""
+    global_records: list[dict[str, Any]] = field(default_factory=list)
+    """The message itself where it is not about stations at all, a calendar say: an object whole, a list as its
+    objects.  On a context topic it holds for every station.  Empty when all it has are empty lists (``{"sendTime":
+    ..., "fee": []}`` is a list of no stations), and when an element was rejected: it meant to name a station."""
+    tombstone: bool = False
+    """The Kafka record had no value: on a context topic, a deletion."""
+    rejected: int = 0
+    """Elements that should have named a station and did not."""
+    rejected_places: tuple[str, ...] = ()
+    """The first five of them with their reason, as ``$.realTimeData[1]: no station id``."""
+
+
+def parse_message(value: bytes | None) -> ParsedMessage:
+    """Sort one message's records by station.
+
+    A message without a station is not poison; it has no ``stations``.
+
+    Args:
+      value: The value of the Kafka record; None is a tombstone.
+
+    Raises:
+      PoisonMessage: if *value* is not JSON, is nested too deep, or is neither an object nor a list.
+    """
+    if value is None:
+        return ParsedMessage(tombstone=True)
+    try:
+        message = _decode(value)
+    except RecursionError as error:
+        raise PoisonMessage("nested too deep") from error
+    except ValueError as error:  # msgspec's DecodeError and UnicodeDecodeError are both one
+        raise PoisonMessage(f"not JSON: {error}") from error
+
+    stations: dict[str, list[dict[str, Any]]] = {}
+    if type(message) is dict:
+        if (station_id := _station_id(message)) is not None:
+            return ParsedMessage(stations={station_id: [message]})
+        lists = [(_place(key), elements) for key, elements in message.items() if type(elements) is list]
+    elif type(message) is list:
+        lists = [("$", message)]
+    else:
+        raise PoisonMessage(f"{_JSON_NAMES[type(message)]}, neither an object nor a list")
+
+    rejected = 0
+    places: list[str] = []
+    for place, elements in lists:
+        nameless = _collect(elements, stations)
+        rejected += len(nameless)
+        places += [f"{place}[{index}]: {_reason(elements[index])}" for index in nameless[: _MAX_PLACES - len(places)]]
+    if not stations and not rejected and _has_id_key(message):
+        # Only now: an envelope's own empty id is no loss when its lists name the stations.
+        rejected, places = 1, [f"$: {_reason(message)}"]
+
+    for records in stations.values():
+        if len(records) > 1:
+            records.sort(key=_by_send_time)
+    global_records: list[dict[str, Any]] = []
+    if not stations and not rejected and (not lists or any(elements for _, elements in lists)):
+        objects = message if type(message) is list else [message]
+        global_records = [record for record in objects if record and type(record) is dict]
+    return ParsedMessage(
+        stations=stations, global_records=global_records, rejected=rejected, rejected_places=tuple(places)
+    )
+
+
+def module_input(
+    station_id: str, topic: str, records: list[dict[str, Any]], timestamp_ms: int | None
+) -> dict[str, Any]:
+    """What the callback of one station gets, where there are no context topics.
+
+    Every call makes dicts and lists of its own; *records* is handed on, not copied.
+
+    Args:
+      timestamp_ms: Of the Kafka record, in milliseconds since the epoch.  With None, or a negative one (Kafka has -1
+        for none), ``last_update`` is None; else it is in seconds.
+
+    Raises:
+      ValueError: if *topic* is one of :data:`RESERVED_KEYS`.  Kafka allows such names, and either the records or
+        our own key would be lost; whoever takes topics from the user refuses them there.
+    """
+    if topic in RESERVED_KEYS:
+        raise ValueError(f"a topic cannot be named {topic!r}: this key of the module input is taken")
+    return {
+        "stationId": station_id,
+        topic: records,
+        "_data_quality": {
+            "available_topics": [topic],
+            "missing_topics": [],
+            "total_topics": 1,
+            "availability_ratio": 1.0,
+            "last_update": None if timestamp_ms is None or timestamp_ms < 0 else timestamp_ms / 1000,
+        },
+    }
+
+
+def batch_id(topic: str, partition: int, offset: int, timestamp_ms: int | None) -> str:
+    """Name the batch of one Kafka record: ``{topic}_{partition}_{offset}_{seconds}``, with 0 for no timestamp."""
+    seconds = 0 if timestamp_ms is None or timestamp_ms < 0 else timestamp_ms // 1000
+    return f"{topic}_{partition}_{offset}_{seconds}"
+
+
+def _collect(elements: list[Any], stations: dict[str, list[dict[str, Any]]]) -> list[int]:
+    """Add the records of *elements* to *stations*; return the indexes of those that should have been records."""
+    nameless = []
+    for index, element in enumerate(elements):
+        if type(element) is dict and (station_id := _station_id(element)) is not None:
+            stations.setdefault(station_id, []).append(element)
+        else:
+            nameless.append(index)
+    if len(nameless) < len(elements) or any(_has_id_key(elements[index]) for index in nameless):
+        return nameless
+    return []
+
+
+def _station_id(record: dict[str, Any]) -> str | None:
+    for key in _ID_KEYS:
+        station_id = record.get(key)
+        # Not isinstance: a bool is an int, and msgspec makes no subclasses.
+        if type(station_id) is str and station_id:
+            return station_id
+        if type(station_id) is int:
+            return str(station_id)
+    return None
+
+
+def _has_id_key(element: Any) -> bool:
+    return type(element) is dict and any(key in element for key in _ID_KEYS)
+
+
+def _by_send_time(record: dict[str, Any]) -> tuple[bool, str]:
+    send_time = record.get("sendTime")
+    return (False, send_time) if type(send_time) is str else (True, "")
+
+
+def _place(key: str) -> str:
+    """Name a key as JSONPath does."""
+    return f"$.{key}" if key.isidentifier() and len(key) <= _MAX_KEY else f"$[{key[:_MAX_KEY]!r}]"
+
+
+def _reason(element: Any) -> str:
+    """Say why *element*, which has no valid station id, has none."""
+    if type(element) is not dict:
+        return f"{_JSON_NAMES[type(element)]}, not an object"
+    for key in _ID_KEYS:
+        if key in element:
+            station_id = element[key]
+            return f"{key} is {'an empty string' if station_id == '' else _JSON_NAMES[type(station_id)]}"
+    return "no station id"

@@ -1,0 +1,293 @@
+"""The uploader: takes lists without ever waiting, and brings each of them up, some at a time, again where it failed.
+
+It is one long-lived task with a nursery of its own.  It has no bound of its own either: the bound is enforced where
+batches are accepted, so that handing over a list is never a place where a batch, a deadline or a drain can hang.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+
+import stamina
+import trio
+
+from ._blame import dispose, must_get_out
+from ._context import BatchContext, batch_context
+from ._errors import KafkaError, TrioaggError, UploadFailed, UploadTimedOut
+from ._lanes import is_async
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Hashable, Sequence
+
+    from ._observer import Observer
+    from ._records import BatchReport
+
+OnUploadFailure = Literal["stop", "skip"]
+
+# The same call would fail in the same way: a mistake in the handler, or Kafka's refusal for good.
+_NOT_WORTH_RETRYING: Final = (TypeError, AttributeError, NameError, KafkaError)
+_FIRST_WAIT_SECONDS: Final = 0.1
+_LONGEST_WAIT_SECONDS: Final = 5.0
+
+
+class Sink(Protocol):
+    """Where lists go beside the user's handlers; the service's result topic is one."""
+
+    def encode(self, result: dict[str, Any]) -> bytes:
+        """Called when a station answers.  Raises BadResult for what cannot travel: it makes the station ``failed``."""
+
+    async def send(self, report: BatchReport, encoded: Sequence[bytes]) -> None:
+        """Bring a list up, however long it takes.  Raises KafkaError where trying again would not help."""
+
+
+@dataclass(slots=True, eq=False)
+class Upload:
+    """One list on its way up."""
+
+    report: BatchReport
+    encoded: Sequence[bytes]
+    context: BatchContext
+    turn: Turn
+    when_done: Callable[[bool], None]
+    """Called once, with whether the list counts as up."""
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+
+
+@dataclass(slots=True, eq=False)
+class Turn:
+    """A place in the order of the uploads of one key; without a key there is no order."""
+
+    key: Hashable | None
+    upload: Upload | None = None
+
+
+class Deliveries:
+    """Everything that is called for one list.  It is up when all of them have returned."""
+
+    def __init__(
+        self,
+        batch_upload_handler: Callable[..., Any] | None,
+        report_handler: Callable[..., Any] | None,
+        sink: Sink | None,
+        *,
+        upload_timeout: float,
+        max_uploads: int,
+    ) -> None:
+        self._list_handler, self._report_handler, self._sink = batch_upload_handler, report_handler, sink
+        self._upload_timeout = upload_timeout
+        # Of our own: the threads of stations that hang must not keep lists from going up.
+        self._threads = trio.CapacityLimiter(max_uploads)
+
+    def __bool__(self) -> bool:
+        return any(x is not None for x in (self._list_handler, self._report_handler, self._sink))
+
+    async def deliver(self, upload: Upload) -> None:
+        if self._list_handler is not None:
+            # A fresh list for every try: a handler that empties it must not spoil the next one.
+            await self._call(self._list_handler, upload, upload.report.batch_id, list(upload.report.results))
+        if self._report_handler is not None:
+            await self._call(self._report_handler, upload, upload.report)
+        if self._sink is not None:
+            # Last, so that a try that fails before it leaves nothing behind that would be there twice.
+            await self._sink.send(upload.report, upload.encoded)
+
+    async def _call(self, handler: Callable[..., Any], upload: Upload, *args: object) -> None:
+        if not is_async(handler):
+            # Waited for, never abandoned: a try that still runs must not be repeated.
+            returned = await _guarded(trio.to_thread.run_sync, handler, *args, limiter=self._threads)
+            if hasattr(returned, "__await__"):
+                dispose(returned)
+                raise TypeError(f"{handler!r} is a plain function but returned something to await: make it `async def`")
+            return
+        with trio.move_on_after(self._upload_timeout) as patience:
+            await _guarded(handler, *args)
+        if patience.cancelled_caught:
+            raise UploadTimedOut(upload.report.batch_id, self._upload_timeout)
+
+
+async def _guarded(call: Callable[..., Awaitable[Any]], *args: object, **kwargs: object) -> object:
+    try:
+        return await call(*args, **kwargs)
+    except BaseException as error:  # noqa: ASYNC103 - what must get out is raised; the rest is a failed try
+        out = must_get_out(error)
+        if out is not None and out is not error:
+            raise out from None
+        if out is error or isinstance(error, Exception):
+            raise
+        raise TrioaggError(f"the handler raised {type(error).__name__}") from error
+
+
+class Uploader:
+    """Brings lists up.
+
+    Args:
+      max_uploads: How many at a time.
+      attempts: Tries of one list.
+      on_upload_failure: ``stop`` raises UploadFailed out of :meth:`run`; ``skip`` counts the list as up.
+    """
+
+    def __init__(
+        self,
+        deliver: Callable[[Upload], Awaitable[None]],
+        observer: Observer,
+        *,
+        max_uploads: int,
+        attempts: int,
+        on_upload_failure: OnUploadFailure,
+    ) -> None:
+        self._deliver, self._observer = deliver, observer
+        self._free, self._attempts, self._on_upload_failure = max_uploads, attempts, on_upload_failure
+        self._waiting: deque[Upload] = deque()
+        self._running: set[Upload] = set()
+        self._lines: dict[Hashable, deque[Turn]] = {}
+        self._finishing = trio.Event()
+        self._nursery: trio.Nursery | None = None
+        self._context: Context = copy_context()
+        self._failed = False
+
+    @property
+    def waiting(self) -> int:
+        """Lists whose upload has not begun, those that wait for their turn included."""
+        behind = sum(turn.upload is not None for line in self._lines.values() for turn in list(line)[1:])
+        return len(self._waiting) + behind
+
+    @property
+    def running(self) -> int:
+        """Lists that are being brought up."""
+        return len(self._running)
+
+    def take_turn(self, key: Hashable | None) -> Turn:
+        """Reserve a place in the order of *key*.  It must be given to :meth:`submit` or to :meth:`give_up`."""
+        turn = Turn(key)
+        if key is not None:
+            self._lines.setdefault(key, deque()).append(turn)
+        return turn
+
+    def submit(self, upload: Upload) -> None:
+        """Take a list.  Never waits, never fails."""
+        turn = upload.turn
+        turn.upload = upload
+        if turn.key is None or self._lines[turn.key][0] is turn:
+            self._waiting.append(upload)
+            self._start_some()
+
+    def give_up(self, turn: Turn) -> None:
+        """There will be no list for this turn, or it is up: the next one of its key may go."""
+        if turn.key is None:
+            return
+        line = self._lines[turn.key]
+        was_first = line[0] is turn
+        line.remove(turn)
+        if not line:
+            del self._lines[turn.key]
+        elif was_first and line[0].upload is not None:
+            self._waiting.append(line[0].upload)
+            self._start_some()
+
+    def drop(self, unwanted: Callable[[BatchContext], bool]) -> int:
+        """Give up the lists of some batches, begun or not; says how many.  A try in a thread is waited for."""
+        waiting = [upload for upload in self._waiting if unwanted(upload.context)]
+        waiting += [
+            turn.upload
+            for line in self._lines.values()
+            for turn in list(line)[1:]
+            if turn.upload is not None and unwanted(turn.upload.context)
+        ]
+        running = [upload for upload in self._running if unwanted(upload.context)]
+        for upload in running:
+            upload.scope.cancel()
+        for upload in waiting:
+            upload.turn.upload = None  # all of them first: giving up one turn must not start the next unwanted list
+            if upload in self._waiting:
+                self._waiting.remove(upload)
+        for upload in waiting:
+            self._done(upload, up=False)
+        return len(waiting) + len(running)
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Bring up what is submitted until :meth:`finish`, and then what is left.
+
+        Raises:
+          UploadFailed: when a list is given up, if ``on_upload_failure`` is ``stop``.
+
+        Cancellation: uploads that are under way are cancelled; a try in a thread is waited for.
+        """
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            self._context = copy_context()
+            task_status.started()
+            await self._finishing.wait()
+
+    def finish(self) -> None:
+        """No more lists will come: :meth:`run` returns when all are up."""
+        self._finishing.set()
+
+    def _start_some(self) -> None:
+        assert self._nursery is not None
+        while self._waiting and self._free:
+            upload = self._waiting.popleft()
+            self._free -= 1
+            self._running.add(upload)
+            # A task and a context for every list: what one handler sets is not the next one's.
+            self._context.copy().run(self._start, upload)
+
+    def _start(self, upload: Upload) -> None:
+        assert self._nursery is not None
+        batch_context.set(upload.context)
+        self._nursery.start_soon(self._bring_up, upload, name=f"upload {upload.report.batch_id}")
+
+    async def _bring_up(self, upload: Upload) -> None:
+        up = False
+        with upload.scope:
+            up = await self._try_until_up(upload)
+        self._running.remove(upload)
+        self._free += 1
+        if self._failed:
+            return  # the service ends: nothing may count as up any more
+        self._done(upload, up=up)
+        self._start_some()
+
+    def _done(self, upload: Upload, *, up: bool) -> None:
+        upload.when_done(up)
+        self.give_up(upload.turn)
+
+    async def _try_until_up(self, upload: Upload) -> bool:
+        tries = 0
+        try:
+            # A way around stamina where there is nothing to repeat: it costs as much as 30 stations do.
+            if self._attempts == 1:
+                tries = 1
+                await self._try(upload, tries)
+            else:
+                async for attempt in stamina.retry_context(
+                    on=lambda error: not isinstance(error, _NOT_WORTH_RETRYING),
+                    attempts=self._attempts,
+                    timeout=None,
+                    wait_initial=_FIRST_WAIT_SECONDS,
+                    wait_max=_LONGEST_WAIT_SECONDS,
+                    wait_jitter=_FIRST_WAIT_SECONDS,
+                ):
+                    with attempt:
+                        tries = attempt.num
+                        await self._try(upload, tries)
+        except Exception as error:
+            if self._on_upload_failure == "skip":
+                self._observer.upload_skipped(upload.report)
+                return True
+            if self._failed:
+                return False  # one reason is enough, and this one was logged
+            self._failed = True
+            raise UploadFailed(upload.report.batch_id, tries) from error
+        self._observer.uploaded(upload.report)
+        return True
+
+    async def _try(self, upload: Upload, number: int) -> None:
+        try:
+            await self._deliver(upload)
+        except Exception as error:
+            last = number if isinstance(error, _NOT_WORTH_RETRYING) else self._attempts
+            self._observer.upload_failed(upload.report, error, number, last)
+            raise
