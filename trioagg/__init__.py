@@ -16,4 +16,16 @@ from ._context import BatchContext, current_batch
 from ._fanout import Batch, run_batch
 from ._records import Answer, BatchReport, CompletedBy, StationOutcome, Verdict
 
-__all__ = ["Answer", "Batch", "BatchCollector", "BatchContext", "BatchReport", "BatchResultAggregator", "CompletedBy", "StationOutcome", "Verdict", "current_batch", "run_batch"]
+__all__ = [
+    "Answer",
+    "Batch",
+    "BatchCollector",
+    "BatchContext",
+    "BatchReport",
+    "BatchResultAggregator",
+    "CompletedBy",
+    "StationOutcome",
+    "Verdict",
+    "current_batch",
+    "run_batch",
+]

@@ -39,8 +39,8 @@ class BatchResultAggregator(Generic[T]):
     """Runs batches of stations and brings their lists up.  An ``async with`` block is its life; it has one.
 
     Args:
-      callback: ``callback(station_id, value) -> dict | None``, for :meth:`submit` and :meth:`run`.  ``async def`` runs as
-        a task, ``def`` in a thread.
+      callback: ``callback(station_id, value) -> dict | None``, for :meth:`submit` and :meth:`run`.  ``async def`` runs
+        as a task, ``def`` in a thread.
       batch_upload_handler: ``batch_upload_handler(batch_id, results_list)``, sync (in a thread) or async.  It returning
         means that the list is up; it raising is a failed try.
       report_handler: ``report_handler(report)``, sync or async: the whole :class:`BatchReport`, beside or instead.
@@ -203,7 +203,7 @@ class BatchResultAggregator(Generic[T]):
         return await self.admit(batch_id, dict.fromkeys(expected_stations), pushed=True)
 
     def add_result(self, batch_id: str, station_id: str, result: dict[str, Any] | None) -> Answer:
-        """Push an answer to an open batch by its id.  To a closed one it is late, to any other unknown; never raises."""
+        """Push an answer to an open batch by its id.  For a closed one it is late, for any other unknown."""
         batch = self._open.get(batch_id)
         if batch is not None:
             return batch.add_result(station_id, result)
@@ -229,6 +229,11 @@ class BatchResultAggregator(Generic[T]):
         )
 
     # What the service calls.
+
+    @property
+    def in_flight(self) -> int:
+        """Batches accepted and not up yet."""
+        return self._intake.in_flight
 
     @property
     def room(self) -> int:
@@ -362,7 +367,9 @@ class BatchResultAggregator(Generic[T]):
             await trio.sleep(_NAME_STRAGGLERS_SECONDS)
             old = {batch: nursery for batch, nursery in self._reaper.unreaped.items() if batch in known}
             if old:
-                logger.warning("still running after their cancellation: %s", "; ".join(describe_stragglers(old, most=20)))
+                logger.warning(
+                    "still running after their cancellation: %s", "; ".join(describe_stragglers(old, most=20))
+                )
             known = set(self._reaper.unreaped)
 
     def _check_open(self) -> None:

@@ -158,6 +158,7 @@ class BatchCollector:
             timed_out=missing - skipped if at_deadline else 0,
             cancelled=0 if at_deadline else missing - skipped,
             skipped=skipped,
+            first_error=next((error for error in self._others.values() if error is not None), None),
         )
         return self._report
 

@@ -23,6 +23,9 @@ class BatchContext:
     key: bytes | None = None
     headers: tuple[tuple[str, bytes], ...] = ()
     owner: object = field(default=None, repr=False, compare=False)
+    """The aggregator that the batch belongs to."""
+    source: object = field(default=None, repr=False, compare=False)
+    """The assignment of a partition that the message came with: what is lost when the partition is."""
 
 
 batch_context: ContextVar[BatchContext] = ContextVar("trioagg_batch")

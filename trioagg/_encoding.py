@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from ._records import BatchReport
 
+_MAX_TOLISTS: Final = 3  # one is usual, two an array of no dimension around a scalar
 _MAX_PLACE: Final = 200  # characters of a place in a reason: a thousand lists deep is still a place
 
 
@@ -66,15 +67,17 @@ def _to_plain(value: Any) -> Any:
     """Ask an object that msgspec does not know for something that it knows."""
     if type(value) is msgspec.Raw:  # only the second look asks for it
         return msgspec.json.decode(value)
-    tolist = getattr(value, "tolist", None)
-    if tolist is None:
+    if not hasattr(value, "tolist"):
         # None, True and a tuple are well known as values: they come here as keys.
         as_key = "a key of " if value is None or isinstance(value, bool | tuple) else ""
         raise TypeError(f"no JSON for {as_key}type {type(value).__qualname__}")
-    plain = tolist()
-    if type(plain) is type(value):  # numpy.longdouble does: it would go on for ever
-        raise TypeError(f"{type(value).__qualname__}.tolist() returns another {type(value).__qualname__}")
-    return plain
+    plain = value
+    for _ in range(_MAX_TOLISTS):
+        plain = plain.tolist()
+        if not hasattr(plain, "tolist"):
+            return plain
+    # numpy.longdouble gives itself, a mock another mock: left to the recursion limit that took 12 seconds.
+    raise TypeError(f"{type(value).__qualname__}.tolist() comes to no plain value")
 
 
 _encode = msgspec.json.Encoder(enc_hook=_to_plain).encode

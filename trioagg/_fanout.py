@@ -284,9 +284,11 @@ class _Servers:
     def _start_heirs(self, count: int) -> None:
         self._idle += count
         self._room -= count
-        start = self._nursery.start_soon
         for _ in range(count):
-            self._clean.run(start, self._serve, name="trioagg server")
+            self._clean.run(self._start_heir)
+
+    def _start_heir(self) -> None:
+        self._nursery.start_soon(self._serve, name="trioagg server")
 
     async def _serve(self) -> None:
         self._idle -= 1

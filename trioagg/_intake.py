@@ -87,7 +87,7 @@ class Intake:
 
 def describe_stragglers(unreaped: Mapping[Batch, trio.Nursery], *, most: int) -> list[str]:
     """Which stations still run in batches that are closed, and where they wait."""
-    lines = []
+    lines: list[str] = []
     for batch, nursery in unreaped.items():
         for task in nursery.child_tasks:
             if len(lines) == most:
@@ -97,5 +97,6 @@ def describe_stragglers(unreaped: Mapping[Batch, trio.Nursery], *, most: int) ->
                 for frame, line in task.iter_await_frames()
                 if not frame.f_globals.get("__name__", "").startswith(("trio.", "trioagg."))
             ]
-            lines.append(f"station {task.name} of batch {batch.batch_id} at {' <- '.join(frames[::-1][:_FRAMES_OF_A_STACK])}")
+            where = " <- ".join(frames[::-1][:_FRAMES_OF_A_STACK])
+            lines.append(f"station {task.name} of batch {batch.batch_id} at {where}")
     return lines

@@ -96,6 +96,7 @@ class Log(Observer):
         "en": {
             "opened": "batch %s opened: %d stations expected",
             "answered": "batch %s: station %s has answered, %d of %d",
+            "stations": "batch %s: %d of %d stations have failed, the first one with %s: %s",
             "timeout": "batch %s timed out after %s s: %d of %d stations have answered",
             "uploaded": "batch %s uploaded: %d succeeded, %d failed, %d without output",
             "failed": "batch %s upload failed: %s: %s (try %d of %d)",
@@ -104,6 +105,7 @@ class Log(Observer):
         "zh": {
             "opened": "创建批次 %s，期望场站数: %d",
             "answered": "批次 %s 收到场站 %s 结果，进度: %d/%d",
+            "stations": "批次 %s 有 %d/%d 个场站处理失败，第一个错误: %s: %s",
             "timeout": "批次 %s 超时 (%s秒)，已完成 %d/%d 个场站",
             "uploaded": "批次 %s 上传结果: 成功=%d, 失败=%d, 无输出=%d",
             "failed": "批次 %s 上传失败: %s: %s (第 %d/%d 次)",
@@ -117,6 +119,7 @@ class Log(Observer):
         self._lines = self._LINES[language]
         self._answer_level = logging.INFO if language == "zh" else logging.DEBUG
         self._batch_timeout = batch_timeout
+        self._told_about_asyncio = False
 
     def hears_answers(self) -> bool:
         return logger.isEnabledFor(self._answer_level)
@@ -131,6 +134,8 @@ class Log(Observer):
         logger.log(self._answer_level, self._lines["answered"], batch_id, station_id, done, expected, extra=fields)
 
     def closed(self, report: BatchReport) -> None:
+        if report.first_error is not None:
+            self._stations_failed(report, report.first_error)
         if report.completed_by == "timeout" and logger.isEnabledFor(logging.WARNING):
             logger.warning(
                 self._lines["timeout"],
@@ -139,6 +144,25 @@ class Log(Observer):
                 report.answered,
                 report.expected,
                 extra=_fields(report),
+            )
+
+    def _stations_failed(self, report: BatchReport, error: BaseException) -> None:
+        # One line a batch, with one error: a traceback for every station would cost more than the stations do.
+        if logger.isEnabledFor(logging.WARNING):
+            logger.warning(
+                self._lines["stations"],
+                report.batch_id,
+                report.failed,
+                report.expected,
+                type(error).__name__,
+                error,
+                extra=_fields(report),
+            )
+        if not self._told_about_asyncio and _is_asyncio_without_a_bridge(error):
+            self._told_about_asyncio = True
+            logger.error(
+                "the callback awaits asyncio code, which cannot run in a Trio task: use trio.sleep instead of "
+                "asyncio.sleep, and wrap a callback that needs asyncio libraries in trioagg.asyncio_callback()"
             )
 
     def uploaded(self, report: BatchReport) -> None:
@@ -169,6 +193,14 @@ class Log(Observer):
 
     def upload_skipped(self, report: BatchReport) -> None:
         logger.error(self._lines["skipped"], report.batch_id, extra=_fields(report))
+
+
+def _is_asyncio_without_a_bridge(error: BaseException) -> bool:
+    # The words are asyncio's and Trio's own; there is no class to tell these errors by.
+    text = str(error)
+    return (isinstance(error, RuntimeError) and "no running event loop" in text) or (
+        isinstance(error, TypeError) and "unrecognized yield message" in text
+    )
 
 
 def _fields(report: BatchReport) -> dict[str, object]:

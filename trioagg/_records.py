@@ -88,6 +88,8 @@ class BatchReport:
     timed_out: int
     cancelled: int
     skipped: int
+    first_error: BaseException | None = None
+    """Why the first of the failed stations failed; those of the others are in :attr:`stations`."""
 
     @property
     def answered(self) -> int:

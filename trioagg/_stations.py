@@ -78,25 +78,27 @@ def parse_message(value: bytes | None) -> ParsedMessage:
         message = _decode(value)
     except RecursionError as error:
         raise PoisonMessage("nested too deep") from error
-    except ValueError as error:  # msgspec's DecodeError and UnicodeDecodeError are both one
+    except (msgspec.DecodeError, ValueError) as error:  # not UTF-8 is a UnicodeDecodeError
         raise PoisonMessage(f"not JSON: {error}") from error
 
     stations: dict[str, list[dict[str, Any]]] = {}
+    lists: list[tuple[str | None, list[Any]]]
     if type(message) is dict:
         if (station_id := _station_id(message)) is not None:
             return ParsedMessage(stations={station_id: [message]})
-        lists = [(_place(key), elements) for key, elements in message.items() if type(elements) is list]
+        lists = [(key, elements) for key, elements in message.items() if type(elements) is list]
     elif type(message) is list:
-        lists = [("$", message)]
+        lists = [(None, message)]
     else:
         raise PoisonMessage(f"{_JSON_NAMES[type(message)]}, neither an object nor a list")
 
     rejected = 0
     places: list[str] = []
-    for place, elements in lists:
+    for key, elements in lists:
         nameless = _collect(elements, stations)
         rejected += len(nameless)
-        places += [f"{place}[{index}]: {_reason(elements[index])}" for index in nameless[: _MAX_PLACES - len(places)]]
+        named = nameless[: _MAX_PLACES - len(places)]
+        places += [f"{_place(key)}[{index}]: {_reason(elements[index])}" for index in named]
     if not stations and not rejected and _has_id_key(message):
         # Only now: an envelope's own empty id is no loss when its lists name the stations.
         rejected, places = 1, [f"$: {_reason(message)}"]
@@ -182,8 +184,10 @@ def _by_send_time(record: dict[str, Any]) -> tuple[bool, str]:
     return (False, send_time) if type(send_time) is str else (True, "")
 
 
-def _place(key: str) -> str:
-    """Name a key as JSONPath does."""
+def _place(key: str | None) -> str:
+    """Name the value of *key* as JSONPath does; None is the message itself."""
+    if key is None:
+        return "$"
     return f"$.{key}" if key.isidentifier() and len(key) <= _MAX_KEY else f"$[{key[:_MAX_KEY]!r}]"
 
 

@@ -1,0 +1,483 @@
+"""A real Apache Kafka for the tests: one KRaft node on Java, from Maven's jars.  It knows nothing of trioagg.
+
+Everything here is synchronous and bounded.  A test on Trio calls the quick parts as they are and
+`restart` through `trio.to_thread.run_sync`.  The second half asks a broker questions with librdkafka, a
+client that is not the one under test.
+"""
+
+from __future__ import annotations
+
+import atexit
+import base64
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+KAFKA_VERSION = "4.3.1"
+USER, PASSWORD = "alice", "alice-secret"
+"""Who may come in through `Broker.sasl_bootstrap`, with the mechanism PLAIN."""
+
+POM = Path(__file__).with_name("kafka-pom.xml")
+WHAT_TO_INSTALL = (
+    "the Kafka tests need Java 17 or newer (`java`), Maven (`mvn`) and a Maven repository that it can reach, "
+    "or TRIOAGG_TEST_BOOTSTRAP=host:port of a broker of yours"
+)
+
+SERVER_PROPERTIES = """\
+process.roles=broker,controller
+node.id=1
+controller.quorum.bootstrap.servers=127.0.0.1:{controller}
+listeners=PLAINTEXT://127.0.0.1:{plain},SASL_PLAINTEXT://127.0.0.1:{sasl},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{plain},SASL_PLAINTEXT://127.0.0.1:{sasl}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT
+inter.broker.listener.name=PLAINTEXT
+controller.listener.names=CONTROLLER
+listener.name.sasl_plaintext.sasl.enabled.mechanisms=PLAIN
+listener.name.sasl_plaintext.plain.sasl.jaas.config=\
+org.apache.kafka.common.security.plain.PlainLoginModule required user_{user}="{password}";
+log.dirs={data}
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=4
+transaction.state.log.replication.factor=1
+transaction.state.log.num.partitions=4
+transaction.state.log.min.isr=1
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms=1000
+broker.session.timeout.ms=2000
+broker.heartbeat.interval.ms=500
+auto.create.topics.enable=false
+"""
+
+LOG4J2_XML = """\
+<Configuration status="warn">
+  <Appenders>
+    <Console name="out"><PatternLayout pattern="%d{HH:mm:ss.SSS} %-5p %c{1} %m%n"/></Console>
+  </Appenders>
+  <Loggers>
+    <Root level="warn"><AppenderRef ref="out"/></Root>
+  </Loggers>
+</Configuration>
+"""
+
+# The kernel ends the broker when we die, whatever we die of.  Not preexec_fn: it forks, which is a warning
+# (and so an error) in a process with threads from 3.12 on.  The signal follows the death of the *thread* that
+# started the child, and Trio's worker threads die when idle: hence a thread of our own that lives as we do.
+_DIE_WITH_PARENT = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execvp(sys.argv[1], sys.argv[1:])"
+_starter = ThreadPoolExecutor(1, thread_name_prefix="trioagg tests: broker starter")
+
+
+class NoKafka(Exception):
+    """There is no broker to be had on this machine; the message says what to install."""
+
+
+class BrokerFailed(Exception):
+    """The broker was there and did not do what it was told; the message ends with its log's tail."""
+
+
+def to_stderr(line: str) -> None:
+    print(line, file=sys.__stderr__, flush=True)
+
+
+def unique(prefix: str) -> str:
+    """A name no other test has: not from `random`, which Hypothesis seeds."""
+    return f"{prefix}-{uuid.uuid4().hex[:8]}"
+
+
+def kafka_jars(say: Callable[[str], None] = to_stderr) -> Path:
+    """The directory with Kafka's jars, downloaded once per user.
+
+    Raises:
+      NoKafka: if Java or Maven is missing, or Maven could not download.
+    """
+    _check_java()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trioagg-tests"
+    jars = cache / f"kafka-{KAFKA_VERSION}"
+    if jars.is_dir():
+        return jars
+    maven = shutil.which("mvn")
+    if maven is None:
+        raise NoKafka(f"no `mvn` found: {WHAT_TO_INSTALL}")
+    cache.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=cache))
+    try:
+        _download(maven, unfinished, say)
+        try:
+            unfinished.rename(jars)
+        except OSError:
+            if not jars.is_dir():  # else another run was faster: theirs are as good
+                raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return jars
+
+
+def _check_java() -> None:
+    java = shutil.which("java")
+    if java is None:
+        raise NoKafka(f"no `java` found: {WHAT_TO_INSTALL}")
+    said = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=30, check=False).stderr
+    version = re.search(r'version "(\d+)', said)
+    if version is None or int(version[1]) < 17:
+        raise NoKafka(f"`java -version` says {said.splitlines()[:1]}: {WHAT_TO_INSTALL}")
+
+
+def _download(maven: str, into: Path, say: Callable[[str], None], seconds: float = 600) -> None:
+    say(f"Kafka {KAFKA_VERSION}: downloading about 45 MB with Maven, once; they stay in {into.parent}")
+    command = [maven, "-q", "-B", "-f", str(POM), "dependency:copy-dependencies"]
+    command += ["-DincludeScope=runtime", f"-DoutputDirectory={into}"]
+    started = time.monotonic()
+    with (
+        tempfile.TemporaryFile("w+") as output,
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT) as process,
+    ):
+        try:
+            while process.poll() is None:
+                try:
+                    process.wait(5)
+                except subprocess.TimeoutExpired:
+                    elapsed = time.monotonic() - started
+                    if elapsed > seconds:
+                        raise NoKafka(f"Maven was not done after {elapsed:.0f} s: {WHAT_TO_INSTALL}") from None
+                    say(f"Kafka {KAFKA_VERSION}: still downloading ({elapsed:.0f} s)")
+        finally:
+            process.kill()
+        if process.returncode != 0:
+            output.seek(0)
+            raise NoKafka(f"Maven failed: {WHAT_TO_INSTALL}\n{output.read()[-2000:]}")
+    say(f"Kafka {KAFKA_VERSION}: {len(list(into.iterdir()))} jars after {time.monotonic() - started:.0f} s")
+
+
+def _free_ports(count: int) -> list[int]:
+    # Below the range from which outgoing connections take their ports: while a killed broker is away, a client that
+    # dials its address over and over would one day be given that very port, connect to itself, and keep it.
+    sockets: list[socket.socket] = []
+    try:
+        for port in random.SystemRandom().sample(range(15_000, 32_000), 1000):
+            taker = socket.socket()
+            sockets.append(taker)
+            try:
+                taker.bind(("127.0.0.1", port))
+            except OSError:
+                sockets.remove(taker)
+                taker.close()
+            if len(sockets) == count:
+                return [taker.getsockname()[1] for taker in sockets]
+    finally:
+        for taker in sockets:
+            taker.close()
+    raise BrokerFailed("no free ports on 127.0.0.1")
+
+
+class Broker:
+    """One broker with its data and ports, which outlive `kill` and `stop`.
+
+    Args:
+      jars: what `kafka_jars` returned.
+      settings: lines of server.properties in addition to, or instead of, ours.
+
+    As a context manager it starts at the top; at the end the process is killed and the data removed.
+    """
+
+    def __init__(self, jars: Path | None = None, settings: Mapping[str, str] | None = None) -> None:
+        self._jars = jars or kafka_jars()
+        self._home = Path(tempfile.mkdtemp(prefix="trioagg-kafka-"))
+        atexit.register(self.close)
+        self._log = self._home / "broker.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        plain, sasl, controller = _free_ports(3)
+        self.bootstrap = f"127.0.0.1:{plain}"
+        self.sasl_bootstrap = f"127.0.0.1:{sasl}"
+        self._properties = self._home / "server.properties"
+        text = SERVER_PROPERTIES.format(
+            plain=plain, sasl=sasl, controller=controller, user=USER, password=PASSWORD, data=self._home / "data"
+        )
+        # Of a key that is there twice, the last one counts.
+        self._properties.write_text(text + "".join(f"{key}={value}\n" for key, value in (settings or {}).items()))
+        (self._home / "log4j2.xml").write_text(LOG4J2_XML)
+
+    def __enter__(self) -> Broker:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int | None:
+        """The process, or None while there is none."""
+        return self._process.pid if self._process is not None else None
+
+    def start(self) -> None:
+        """Start on the data of the last time, or on none; return when the broker answers."""
+        assert self._process is None, "it runs already"
+        if not (self._home / "data").exists():
+            self._format()
+        command = [*self._java("-Xmx512m"), "kafka.Kafka", str(self._properties)]
+        if sys.platform == "linux":
+            command = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, *command]
+        with self._log.open("ab") as log:
+            self._process = _starter.submit(
+                subprocess.Popen,
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self._home,
+                start_new_session=True,  # Ctrl-C in the terminal is pytest's, which then ends us in its own order
+            ).result()
+        self.wait_ready()
+
+    def wait_ready(self, seconds: float = 60) -> None:
+        """Wait until the broker answers on its port and counts itself as alive.
+
+        Raises:
+          BrokerFailed: if the process ended, or *seconds* went by.
+        """
+        deadline = time.monotonic() + seconds
+        while not self._answers():
+            if self._process is None or self._process.poll() is not None:
+                code = self._process and self._process.returncode
+                raise BrokerFailed(f"the broker ended (code {code}) while it was waited for\n{self.log_tail()}")
+            if time.monotonic() > deadline:
+                raise BrokerFailed(f"no answer from {self.bootstrap} after {seconds:g} s\n{self.log_tail()}")
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        """End it as a power cut does (SIGKILL)."""
+        self._end(signal.SIGKILL, 10)
+
+    def stop(self, seconds: float = 15) -> None:
+        """End it in good order (SIGTERM); the hard way after *seconds*."""
+        try:
+            self._end(signal.SIGTERM, seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def restart(self) -> None:
+        """Stop it if it runs; start it again with the same data and ports; return when it answers."""
+        self.stop()
+        self.start()
+
+    def close(self) -> None:
+        """Kill it and remove its data.  Does nothing the second time."""
+        self.kill()
+        shutil.rmtree(self._home, ignore_errors=True)
+        atexit.unregister(self.close)
+
+    def log_tail(self, lines: int = 40) -> str:
+        if not self._log.exists():
+            return "(no log)"
+        return "\n".join(self._log.read_text(errors="replace").splitlines()[-lines:])
+
+    def _java(self, *options: str) -> list[str]:
+        log4j2 = f"-Dlog4j2.configurationFile={self._home / 'log4j2.xml'}"
+        # C1 alone: these processes live for seconds, and the tests need the second core.
+        return ["java", *options, "-XX:TieredStopAtLevel=1", log4j2, "-cp", f"{self._jars}/*"]
+
+    def _format(self) -> None:
+        # The zero byte: an id must not begin with a dash.
+        cluster_id = base64.urlsafe_b64encode(b"\0" + os.urandom(15)).rstrip(b"=").decode()
+        command = [*self._java(), "kafka.tools.StorageTool", "format", "--standalone"]
+        command += ["-t", cluster_id, "-c", str(self._properties)]
+        said = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60, check=False
+        )
+        if said.returncode != 0:
+            raise BrokerFailed(f"the data directory was not formatted\n{said.stdout.decode(errors='replace')}")
+
+    def _answers(self) -> bool:
+        host, port = self.bootstrap.split(":")
+        try:
+            # First a bare connection: librdkafka backs off for long after a refused one.
+            socket.create_connection((host, int(port)), timeout=1).close()
+            return bool(_admin(self.bootstrap).list_topics(timeout=2).brokers)
+        except (OSError, KafkaException):
+            return False
+
+    def _end(self, how: signal.Signals, seconds: float) -> None:
+        if self._process is not None:
+            self._process.send_signal(how)
+            self._process.wait(seconds)
+            self._process = None
+
+
+@dataclass(frozen=True, slots=True)
+class Kafka:
+    """The broker that the tests share: use `unique` names, and never kill it."""
+
+    bootstrap: str
+    broker: Broker | None
+    """None if it is not ours but the one of TRIOAGG_TEST_BOOTSTRAP."""
+
+
+def _admin(bootstrap: str) -> AdminClient:
+    return AdminClient(_settings(bootstrap))
+
+
+def _settings(bootstrap: str) -> dict[str, object]:
+    # log_level 0: a test that kills its broker must not fill the terminal with librdkafka's opinion of it.
+    return {"bootstrap.servers": bootstrap, "log_level": 0}
+
+
+def _poll(condition: Callable[[], bool], what: str, seconds: float = 15) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"after {seconds:g} s still not so: {what}")
+        time.sleep(0.02)
+
+
+def create_topic(
+    bootstrap: str, name: str, partitions: int = 1, config: Mapping[str, str] | None = None, *, replicas: int = 1
+) -> str:
+    """Make the topic, wait until the broker itself knows it, and give back its name."""
+    admin = _admin(bootstrap)
+    topic = NewTopic(name, num_partitions=partitions, replication_factor=replicas, config=dict(config or {}))
+    admin.create_topics([topic])[name].result(timeout=15)
+
+    def is_there() -> bool:
+        found = admin.list_topics(name, timeout=5).topics[name]
+        return len(found.partitions) == partitions and all(part.leader >= 0 for part in found.partitions.values())
+
+    _poll(is_there, f"topic {name} has {partitions} partition(s) with a leader")
+    return name
+
+
+def delete_topic(bootstrap: str, name: str) -> None:
+    """Delete the topic and wait until the broker has forgotten it."""
+    admin = _admin(bootstrap)
+    admin.delete_topics([name])[name].result(timeout=15)
+    _poll(lambda: name not in admin.list_topics(timeout=5).topics, f"topic {name} is gone")
+
+
+def produce(bootstrap: str, topic: str, records: Iterable[object], *, seconds: float = 30) -> list[Message]:
+    """Send *records* and wait until all are acknowledged; the messages come back, with offset and timestamp.
+
+    Args:
+      records: each a value (bytes, str or None), or a tuple `(key, value, partition, headers, timestamp_ms)` whose end
+        may be left out.  Without a partition the key decides; without a key it is partition 0.
+    """
+    # One request in flight keeps the order; idempotence would too, but costs half a second to set up.
+    producer = Producer({**_settings(bootstrap), "linger.ms": 0, "acks": "all", "max.in.flight": 1})
+    sent: list[Message | None] = []
+    for index, record in enumerate(records):
+        fields = record if isinstance(record, tuple) else (None, record)
+        key, value, partition, headers, timestamp = (*fields, None, None, None)[:5]
+        if partition is None:
+            partition = 0 if key is None else -1
+
+        def keep(error: KafkaError | None, message: Message, index: int = index) -> None:
+            if error is None:
+                sent[index] = message
+
+        sent.append(None)
+        producer.produce(topic, value, key, partition, keep, timestamp=timestamp or 0, headers=headers)
+        producer.poll(0)
+    producer.flush(seconds)
+    missing = sent.count(None)
+    if missing:
+        raise TimeoutError(f"{missing} of {len(sent)} messages to {topic} were not acknowledged")
+    return sent  # type: ignore[return-value]
+
+
+def end_offsets(bootstrap: str, topic: str) -> dict[int, int]:
+    """Where the next record of every partition will be, open transactions included."""
+    admin = _admin(bootstrap)
+    latest = {TopicPartition(topic, number): OffsetSpec.latest() for number in _partitions(admin, topic)}
+    found = admin.list_offsets(latest, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=10)
+    return {part.partition: future.result(timeout=15).offset for part, future in found.items()}
+
+
+def committed(bootstrap: str, group: str, topic: str) -> dict[int, int | None]:
+    """What the group has committed for every partition of *topic*; the group need not exist."""
+    consumer = Consumer({**_settings(bootstrap), "group.id": group})
+    try:
+        parts = [TopicPartition(topic, number) for number in _partitions(consumer, topic)]
+        found = consumer.committed(parts, timeout=15)
+        return {part.partition: part.offset if part.offset >= 0 else None for part in found}
+    finally:
+        consumer.close()
+
+
+def read_all(
+    bootstrap: str, topic: str, isolation: str = "read_committed", *, seconds: float = 30, settle_seconds: float = 2
+) -> list[Message]:
+    """Everything the topic holds, by partition and offset; no group is joined and nothing committed.
+
+    Under read_committed the end of a transaction is written shortly *after* its commit returned: the reader waits
+    up to *settle_seconds* for that, then an open transaction is the end of its partition.
+    """
+    ends = end_offsets(bootstrap, topic)
+    reached = {number: end == 0 for number, end in ends.items()}
+    read: list[Message] = []
+    settings = {**_settings(bootstrap), "group.id": unique("read-all"), "isolation.level": isolation}
+    settings |= {"enable.auto.commit": False, "enable.partition.eof": True, "fetch.wait.max.ms": 20}
+    consumer = Consumer(settings)
+    seen_end: dict[int, float] = {number: 0.0 for number in ends if reached[number]}
+    deadline = time.monotonic() + seconds
+    try:
+        # Asked first, so that the client knows the leaders: else it finds them half a second after `assign`.
+        parts = _partitions(consumer, topic)
+        consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in parts])
+        while not all(reached.values()):
+            now = time.monotonic()
+            if len(seen_end) == len(ends) and now > max(seen_end.values()) + settle_seconds:
+                break
+            if now > deadline:
+                raise TimeoutError(f"{topic} was not read to {ends} in {seconds:g} s, but {len(read)} messages were")
+            message = consumer.poll(0.1)
+            if message is None:
+                continue
+            error, number = message.error(), message.partition()
+            if error is None:
+                read.append(message)
+                reached[number] = reached[number] or message.offset() + 1 >= ends[number]
+            elif error.code() == KafkaError._PARTITION_EOF:
+                # Behind the last record there may be markers, which only the end of the partition tells.
+                reached[number] = message.offset() >= ends[number]
+                seen_end[number] = now
+            else:
+                raise KafkaException(error)
+    finally:
+        consumer.close()
+    return sorted(read, key=lambda message: (message.partition(), message.offset()))
+
+
+def _partitions(client: AdminClient | Consumer, topic: str) -> list[int]:
+    found = client.list_topics(topic, timeout=10).topics[topic]
+    if found.error is not None:
+        raise KafkaException(found.error)
+    return sorted(found.partitions)

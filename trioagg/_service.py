@@ -1,0 +1,433 @@
+"""The service: messages become batches, batches become lists, and an offset moves when its list is up."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
+
+import trio
+
+from ._aggregator import BatchResultAggregator
+from ._blame import lone_errors_bare
+from ._context import batch_context
+from ._encoding import encode_list, encode_result, result_headers
+from ._errors import Closed, PoisonMessage
+from ._settings import KafkaSettings
+from ._stations import batch_id, module_input, parse_message
+from ._statistics import AggregatorStatistics
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Generator, Iterable, Sequence
+    from contextlib import AbstractAsyncContextManager
+    from types import TracebackType
+
+    from ._kafka import Kafka, KafkaStatistics, Record
+    from ._observer import LogLanguage, Observer
+    from ._records import BatchReport
+    from ._uploader import OnUploadFailure
+
+    MessageParser = Callable[[str, bytes], Mapping[str, Any]]
+
+logger = logging.getLogger("trioagg")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceStatistics(AggregatorStatistics):
+    """What a service has done and is doing, at one moment."""
+
+    messages: int
+    """Read from the topics, whatever came of them."""
+    poison: int
+    """Messages that can never be processed; their offsets have moved on."""
+    empty: int
+    """Messages without a station; they open no batch."""
+    rejected_elements: int
+    """Elements of otherwise good messages that have no usable station id."""
+    kafka: KafkaStatistics | None
+    """None before the service has started."""
+
+
+class AsyncDataAnalysisService:
+    """Reads messages of many stations from Kafka, runs the callback for each station, and brings one list a message up.
+
+    Args:
+      module_name: The name of the service; also the consumer group, unless *group_id* says otherwise.
+      topics: The topics whose messages open batches.
+      bootstrap_servers: ``host:port``, several with commas between.
+      group_id: The consumer group.
+      result_topic: Where the lists go, one message each; beside or instead of a handler.
+      message_parser: ``message_parser(topic, value) -> {station_id: anything}``, instead of the shapes that are known
+        by default.  What it raises makes the message poison.
+      kafka: Security, start offset and limits of the connection.
+      upload_order: ``"any"``, or ``"partition"``: the lists of a partition go up in the order of its messages.
+      batch_timeout: Seconds from the opening of a batch to its list.
+      cleanup_interval: Seconds for which the ids of closed batches are remembered.
+      connect_timeout: Seconds for the connection, the login and the look for the topics.  Joining the group is not
+        bounded by it: after a crash the group waits for the member that is gone.
+      revoke_timeout: Seconds that batches of partitions which move to another member have to get up; by default
+        ``batch_timeout + 5``.
+      commit_interval: Seconds between commits.
+      max_uncommitted: Batches of a partition that are up and not known as committed; at half of it a commit goes out,
+        at the bound the partition is not fetched.
+
+    The other parameters are those of :class:`BatchResultAggregator`.
+
+    Raises:
+      ValueError: when made, if a value is out of its range or *topics* is a str.
+    """
+
+    def __init__(
+        self,
+        module_name: str,
+        topics: Sequence[str],
+        *,
+        bootstrap_servers: str | Sequence[str] = "localhost:9092",
+        group_id: str | None = None,
+        result_topic: str | None = None,
+        message_parser: MessageParser | None = None,
+        kafka: KafkaSettings | None = None,
+        upload_order: Literal["any", "partition"] = "any",
+        batch_timeout: float = 5.0,
+        cleanup_interval: float = 60.0,
+        max_batches_in_flight: int = 100,
+        max_unreaped_batches: int = 50,
+        max_running_stations: int = 1000,
+        max_uploads: int = 4,
+        on_upload_failure: OnUploadFailure = "stop",
+        upload_attempts: int = 5,
+        upload_timeout: float = 10.0,
+        connect_timeout: float = 15.0,
+        drain_timeout: float = 25.0,
+        revoke_timeout: float | None = None,
+        commit_interval: float = 1.0,
+        max_uncommitted: int = 1000,
+        log_language: LogLanguage = "en",
+        observers: Iterable[Observer] = (),
+        tune_gc: bool = False,
+    ) -> None:
+        if isinstance(topics, str | bytes):
+            raise ValueError(f"topics must be several names, not one string: use topics=[{topics!r}]")
+        self._topics = tuple(dict.fromkeys(topics))
+        if not self._topics or not all(isinstance(topic, str) and topic for topic in self._topics):
+            raise ValueError(f"topics={topics!r}: name at least one topic, each a non-empty string")
+        if not module_name:
+            raise ValueError("module_name must not be empty: it names the consumer group")
+        if upload_order not in ("any", "partition"):
+            raise ValueError(f"upload_order={upload_order!r}: use 'any' or 'partition'")
+        self._module_name, self._group_id = module_name, group_id or module_name
+        self._bootstrap_servers = (
+            bootstrap_servers if isinstance(bootstrap_servers, str) else ",".join(bootstrap_servers)
+        )
+        self._result_topic, self._message_parser = result_topic, message_parser
+        self._in_order = upload_order == "partition"
+        self._connection: dict[str, Any] = {
+            "settings": kafka if kafka is not None else KafkaSettings(),
+            "connect_timeout": connect_timeout,
+            "revoke_timeout": batch_timeout + 5.0 if revoke_timeout is None else revoke_timeout,
+            "commit_interval": commit_interval,
+            "max_uncommitted": max_uncommitted,
+        }
+        for name in ("connect_timeout", "revoke_timeout", "commit_interval", "max_uncommitted"):
+            if not self._connection[name] > 0:
+                raise ValueError(f"{name}={self._connection[name]!r}: it must be more than 0")
+        self._batches: dict[str, Any] = {
+            "batch_timeout": batch_timeout,
+            "cleanup_interval": cleanup_interval,
+            "max_batches_in_flight": max_batches_in_flight,
+            "max_unreaped_batches": max_unreaped_batches,
+            "max_running_stations": max_running_stations,
+            "max_uploads": max_uploads,
+            "on_upload_failure": on_upload_failure,
+            "upload_attempts": upload_attempts,
+            "upload_timeout": upload_timeout,
+            "drain_timeout": drain_timeout,
+            "log_language": log_language,
+            "observers": tuple(observers),
+            "tune_gc": tune_gc,
+        }
+        # Made here too, so that a wrong value is found where it was typed; it is also what statistics() of a service
+        # that has not started are read from.
+        self._aggregator: BatchResultAggregator[Any] = BatchResultAggregator(**self._batches)
+        self._drain_timeout = drain_timeout
+        self._kafka: Kafka | None = None
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._started = self._ended = False
+        self._asked_to_stop = trio.Event()
+        self._drained = trio.Event()
+        self._messages = self._poison = self._empty = self._rejected = 0
+
+    def __repr__(self) -> str:
+        return f"<AsyncDataAnalysisService {self._module_name!r} {list(self._topics)}>"
+
+    def start(
+        self,
+        callback: Callable[[str, Any], Any],
+        batch_upload_handler: Callable[[str, list[dict[str, Any]]], Any] | None = None,
+        *,
+        report_handler: Callable[[BatchReport], Any] | None = None,
+    ) -> ServiceBlock:
+        """The service as a block: ``async with service.start(callback=..., batch_upload_handler=...):``.
+
+        It is connected when the block begins, runs beside its body, and drains when it is left: no new batch, lists go
+        up, offsets are committed, the group is left.  An exception in the body, Cancelled or Ctrl-C aborts instead: no
+        list goes up any more and no offset moves.
+
+        Args:
+          callback: ``callback(station_id, module_input) -> dict | None``, ``async def`` or ``def`` (in a thread).
+          batch_upload_handler: ``batch_upload_handler(batch_id, results_list)``, sync or async.
+          report_handler: ``report_handler(report)``, sync or async.
+
+        Raises:
+          ValueError: if there is no handler and no result topic.
+          RuntimeError: if the service was started before; it lives once.
+          ConnectFailed, TopicUnavailable: on entering the block, within ``connect_timeout``.
+          UploadFailed, KafkaError: out of the block, bare: the service has ended.  A group only if the body raised too.
+        """
+        if batch_upload_handler is None and report_handler is None and self._result_topic is None:
+            raise ValueError(
+                "nobody would get the lists: give a batch_upload_handler, a report_handler or a result_topic"
+            )
+        if not callable(callback):
+            raise ValueError(f"callback={callback!r} cannot be called")
+        return ServiceBlock(self._live(callback, batch_upload_handler, report_handler))
+
+    async def run(
+        self,
+        callback: Callable[[str, Any], Any],
+        batch_upload_handler: Callable[[str, list[dict[str, Any]]], Any] | None = None,
+        *,
+        report_handler: Callable[[BatchReport], Any] | None = None,
+        task_status: trio.TaskStatus[Self] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """:meth:`start`, and stay until :meth:`stop` or :meth:`request_stop`.
+
+        ``await nursery.start(service.run, ...)`` returns when the service is connected.
+
+        Raises:
+          As the block of :meth:`start`.
+
+        Cancellation: aborts.
+        """
+        async with self.start(callback, batch_upload_handler, report_handler=report_handler):
+            task_status.started(self)
+            await self._drained.wait()
+
+    def request_stop(self) -> None:
+        """Begin to drain.  May be called from anywhere: callbacks, handlers, threads, signal handlers.
+
+        A service that has not started yet will start and drain at once.
+        """
+        if self._token is None:
+            self._asked_to_stop.set()
+            return
+        with suppress(trio.RunFinishedError):  # what has ended is stopped
+            # Even in Trio's own thread: a signal handler may interrupt Trio in the middle of its work.
+            self._token.run_sync_soon(self._asked_to_stop.set, idempotent=True)
+
+    async def stop(self) -> None:
+        """Drain, and return when everything is up and committed.  Returns at once where nothing runs.
+
+        Raises:
+          RuntimeError: in a callback or handler of this service, which would wait for itself.
+
+        Cancellation: the service goes on draining.
+        """
+        context = batch_context.get(None)
+        if context is not None and context.owner is self._aggregator:
+            await trio.lowlevel.checkpoint()
+            raise RuntimeError("stop() inside a callback or handler would wait for itself: call request_stop() instead")
+        if not self._started or self._ended:
+            await trio.lowlevel.checkpoint()
+            return
+        self._asked_to_stop.set()
+        await self._drained.wait()
+
+    def statistics(self) -> ServiceStatistics:
+        """A frozen snapshot."""
+        batches = self._aggregator.statistics()
+        return ServiceStatistics(
+            **{field.name: getattr(batches, field.name) for field in fields(batches)},
+            messages=self._messages,
+            poison=self._poison,
+            empty=self._empty,
+            rejected_elements=self._rejected,
+            kafka=None if self._kafka is None else self._kafka.statistics(),
+        )
+
+    @asynccontextmanager
+    async def _live(
+        self,
+        callback: Callable[[str, Any], Any],
+        batch_upload_handler: Callable[[str, list[dict[str, Any]]], Any] | None,
+        report_handler: Callable[[BatchReport], Any] | None,
+    ) -> AsyncIterator[Self]:
+        if self._started:
+            raise RuntimeError("a service lives once: make a new one to start again")
+        self._started = True
+        self._token = trio.lowlevel.current_trio_token()
+        # Here and not above: `import trioagg` must not load the Kafka client and its event loop.
+        from ._kafka import open_kafka
+
+        sink = None if self._result_topic is None else _ResultTopic()
+        aggregator: BatchResultAggregator[Any] = BatchResultAggregator(
+            callback, batch_upload_handler, report_handler=report_handler, sink=sink, **self._batches
+        )
+        self._aggregator = aggregator
+        try:
+            with lone_errors_bare():
+                async with (
+                    open_kafka(
+                        bootstrap_servers=self._bootstrap_servers,
+                        topics=self._topics,
+                        group_id=self._group_id,
+                        result_topic=self._result_topic,
+                        room=self._room,
+                        dropped=self._drop,
+                        **self._connection,
+                    ) as kafka,
+                    aggregator,
+                    trio.open_nursery() as nursery,
+                ):
+                    self._kafka = kafka
+                    if sink is not None:
+                        sink.kafka = kafka
+                    nursery.start_soon(self._take_in, kafka, name="trioagg intake")
+                    nursery.start_soon(self._drain_when_asked, kafka, name="trioagg drain")
+                    yield self
+                    self._asked_to_stop.set()
+        finally:
+            self._ended = True
+            self._drained.set()
+
+    async def _drain_when_asked(self, kafka: Kafka) -> None:
+        await self._asked_to_stop.wait()
+        logger.info("%s is draining: %d batches in flight", self._module_name, self._aggregator.in_flight)
+        deadline = trio.current_time() + self._drain_timeout
+        kafka.stop_fetching()
+        await self._aggregator.drain()
+        await kafka.close(max(1.0, deadline - trio.current_time()))
+        self._drained.set()
+
+    async def _take_in(self, kafka: Kafka) -> None:
+        async for record in kafka.records:
+            self._messages += 1
+            if not record.claim.live or self._asked_to_stop.is_set():
+                kafka.discard(record)
+                continue
+            stations = self._read(record)
+            if not stations:
+                kafka.finish(record)
+                continue
+            try:
+                await self._admit(kafka, record, stations)
+            except Closed:
+                kafka.discard(record)
+
+    async def _admit(self, kafka: Kafka, record: Record, stations: Mapping[str, Any]) -> None:
+        def when_done(up: bool) -> None:
+            if up:
+                kafka.finish(record)
+            else:
+                kafka.discard(record)
+            kafka.wake()
+
+        await self._aggregator.admit(
+            batch_id(record.topic, record.partition, record.offset, record.timestamp_ms),
+            stations,
+            order=record.claim if self._in_order else None,
+            when_done=when_done,
+            still_wanted=lambda: record.claim.live,
+            topic=record.topic,
+            partition=record.partition,
+            offset=record.offset,
+            timestamp=None if record.timestamp_ms is None else record.timestamp_ms / 1000,
+            key=record.key,
+            headers=record.headers,
+            source=record.claim,
+        )
+
+    def _read(self, record: Record) -> Mapping[str, Any] | None:
+        """The stations of a message; None where there are none or it is poison.  Never raises."""
+        try:
+            stations = self._parse(record)
+        except PoisonMessage as error:
+            self._poison += 1
+            logger.warning("%s is poison and is passed over: %s", _name(record), error.reason)
+            return None
+        if not stations:
+            self._empty += 1
+            logger.debug("%s names no station", _name(record))
+        return stations
+
+    def _parse(self, record: Record) -> Mapping[str, Any]:
+        if self._message_parser is not None and record.value is not None:
+            try:
+                parsed = self._message_parser(record.topic, record.value)
+            except Exception as error:
+                raise PoisonMessage(f"message_parser raised {type(error).__name__}: {error}") from error
+            if not isinstance(parsed, Mapping):
+                raise PoisonMessage(f"message_parser returned {type(parsed).__name__}, not a mapping of station ids")
+            if not all(isinstance(station_id, str) for station_id in parsed):
+                raise PoisonMessage("message_parser returned a station id that is not a string")
+            return parsed
+        message = parse_message(record.value)
+        if message.rejected:
+            self._rejected += message.rejected
+            logger.warning(
+                "%s has %d elements that name no station: %s",
+                _name(record),
+                message.rejected,
+                "; ".join(message.rejected_places),
+            )
+        return {
+            station_id: module_input(station_id, record.topic, records, record.timestamp_ms)
+            for station_id, records in message.stations.items()
+        }
+
+    def _room(self) -> int:
+        waiting = 0 if self._kafka is None else self._kafka.records.statistics().current_buffer_used
+        return self._aggregator.room - waiting
+
+    def _drop(self, claims: Iterable[object]) -> None:
+        lost = set(claims)
+        self._aggregator.abort(lambda context: context.source in lost)
+
+
+class ServiceBlock:
+    """What :meth:`AsyncDataAnalysisService.start` gives: an ``async with`` block, and no more."""
+
+    def __init__(self, block: AbstractAsyncContextManager[AsyncDataAnalysisService]) -> None:
+        self._block = block
+
+    async def __aenter__(self) -> AsyncDataAnalysisService:
+        return await self._block.__aenter__()
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        return await self._block.__aexit__(exc_type, exc, traceback)
+
+    def __await__(self) -> Generator[None, None, NoReturn]:
+        raise TypeError(
+            "the service is a block now: write `async with service.start(callback=..., batch_upload_handler=...):` "
+            "instead of `await service.start(...)`, or `await service.run(...)` to stay until stop()"
+        )
+
+
+class _ResultTopic:
+    """The result topic as a sink: one message a batch, acknowledged before its offset moves."""
+
+    kafka: Kafka
+
+    def encode(self, result: dict[str, Any]) -> bytes:
+        return encode_result(result)
+
+    async def send(self, report: BatchReport, encoded: Sequence[bytes]) -> None:
+        await self.kafka.send(report.batch_id.encode(), encode_list(report.batch_id, encoded), result_headers(report))
+
+
+def _name(record: Record) -> str:
+    return f"message {record.topic}/{record.partition}/{record.offset}"
