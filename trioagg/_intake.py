@@ -32,7 +32,7 @@ class Intake:
         self._in_flight = 0
         self._waiting = trio.lowlevel.ParkingLot()
         self._draining = trio.lowlevel.ParkingLot()
-        self._paused = False
+        self._paused = self._turned_away = False
 
     @property
     def in_flight(self) -> int:
@@ -41,12 +41,12 @@ class Intake:
     @property
     def room(self) -> int:
         """How many more batches may come in now."""
-        return 0 if self._is_paused() else max(0, self._limit - self._in_flight)
+        return 0 if self._turned_away or self._is_paused() else max(0, self._limit - self._in_flight)
 
     async def enter(self) -> None:
         """Wait for room and take it.  Always a checkpoint, so that accepting never keeps the loop to itself."""
         await trio.lowlevel.checkpoint()
-        while not self.room:
+        while not self.room and not self._turned_away:
             await self._waiting.park()
         self._in_flight += 1
 
@@ -63,13 +63,13 @@ class Intake:
             self._waiting.unpark(count=self.room)
 
     def turn_away(self) -> None:
-        """Wake all who wait, for there will be no room."""
-        self._limit = 1 << 62
-        self._unreaped_limit = 1 << 62
+        """There will be no room any more: all who wait come in, to be told so by whoever let them in."""
+        self._turned_away = True
         self._waiting.unpark_all()
 
     async def wait_empty(self) -> None:
         """Wait until no batch is in flight."""
+        await trio.lowlevel.checkpoint()
         while self._in_flight:
             await self._draining.park()
 

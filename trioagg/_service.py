@@ -16,7 +16,7 @@ from ._context import batch_context
 from ._encoding import encode_list, encode_result, result_headers
 from ._errors import Closed, PoisonMessage
 from ._settings import KafkaSettings
-from ._stations import batch_id, module_input, parse_message
+from ._stations import RESERVED_KEYS, batch_id, module_input, parse_message
 from ._statistics import AggregatorStatistics
 
 if TYPE_CHECKING:
@@ -113,6 +113,8 @@ class AsyncDataAnalysisService:
         self._topics = tuple(dict.fromkeys(topics))
         if not self._topics or not all(isinstance(topic, str) and topic for topic in self._topics):
             raise ValueError(f"topics={topics!r}: name at least one topic, each a non-empty string")
+        if reserved := RESERVED_KEYS.intersection(self._topics):
+            raise ValueError(f"topics={topics!r}: module_input has a meaning of its own for {sorted(reserved)}")
         if not module_name:
             raise ValueError("module_name must not be empty: it names the consumer group")
         if upload_order not in ("any", "partition"):

@@ -54,6 +54,8 @@ class Upload:
     when_done: Callable[[bool], None]
     """Called once, with whether the list counts as up."""
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    variables: Context = field(default_factory=copy_context)
+    """The context variables of whoever handed the batch in; a handler may set its own in them."""
 
 
 @dataclass(slots=True, eq=False)
@@ -145,7 +147,6 @@ class Uploader:
         self._lines: dict[Hashable, deque[Turn]] = {}
         self._finishing = trio.Event()
         self._nursery: trio.Nursery | None = None
-        self._context: Context = copy_context()
         self._failed = False
 
     @property
@@ -217,7 +218,6 @@ class Uploader:
         """
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            self._context = copy_context()
             task_status.started()
             await self._finishing.wait()
 
@@ -231,8 +231,7 @@ class Uploader:
             upload = self._waiting.popleft()
             self._free -= 1
             self._running.add(upload)
-            # A task and a context for every list: what one handler sets is not the next one's.
-            self._context.copy().run(self._start, upload)
+            upload.variables.run(self._start, upload)
 
     def _start(self, upload: Upload) -> None:
         assert self._nursery is not None

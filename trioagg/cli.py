@@ -16,6 +16,7 @@ except ImportError as error:
         f"the command line needs {error.name}: pip install 'trioagg[cli]' (in a checkout: '.[cli]')"
     ) from None
 
+errors = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
 app = App(
     name="trioagg", help="From one Kafka message of many stations to one list of results, on time.", backend="trio"
 )
@@ -50,13 +51,13 @@ async def demo(
     try:
         from ._demo import Demo, run_demo
     except ImportError as error:
-        print(f"the demo needs {error.name}: pip install 'trioagg[demo]' (in a checkout: '.[demo]')", file=sys.stderr)
+        errors.print(f"the demo needs {error.name}: pip install 'trioagg[demo]' (in a checkout: '.[demo]')")
         return 1
     what = Demo(batches=batches, stations=stations, rate=rate, batch_timeout=batch_timeout)
     try:
         await run_demo(what, bootstrap_servers, Console())
     except TrioaggError as error:
-        print(f"trioagg: {error}", file=sys.stderr)
+        errors.print(f"trioagg: {error}")
         return 1
     return 0
 
