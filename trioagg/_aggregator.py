@@ -22,7 +22,7 @@ from ._tuning import tuned_gc
 from ._uploader import Deliveries, OnUploadFailure, Sink, Upload, Uploader
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Mapping
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
@@ -145,11 +145,11 @@ class BatchResultAggregator(Generic[T]):
         self._block = self._live()
         return await self._block.__aenter__()
 
-    async def __aexit__(
+    def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
+    ) -> Awaitable[bool | None]:
         assert self._block is not None
-        return await self._block.__aexit__(exc_type, exc, traceback)
+        return self._block.__aexit__(exc_type, exc, traceback)
 
     # What users call.
 

@@ -47,7 +47,7 @@ def lone_errors_bare() -> Iterator[None]:
         # Neither "from None", which would wipe out the cause that the error came with, nor the group as its context.
         context = error.__context__
         try:
-            raise error
+            raise error  # noqa: ASYNC123 - its context is restored below; its cause and traceback are untouched
         finally:
             error.__context__ = context
             del error, context

@@ -61,6 +61,7 @@ class Demo:
             case "fails":
                 raise ValueError(f"no price for station {station_id}")
             case "silent":
+                await trio.sleep(record["takes"])
                 return None
         await trio.sleep(record["takes"])
         return {"station_id": station_id, "prediction": round(record["power"] * 0.9, 1)}

@@ -290,7 +290,7 @@ class _Servers:
     def _start_heir(self) -> None:
         self._nursery.start_soon(self._serve, name="trioagg server")
 
-    async def _serve(self) -> None:
+    async def _serve(self) -> None:  # noqa: ASYNC910 - stations that never wait are what it is made for
         self._idle -= 1
         batch = self._batch
         closed = batch._closed
@@ -298,7 +298,7 @@ class _Servers:
             # Not needed: the server that started us had only given way for a moment, or was the last.
             self._room += 1
             self._generation = 1
-            return
+            return  # noqa: ASYNC910 - as above
         call, collector, starts, opened = self._call, batch._collector, batch._starts, batch._opened
         now = self._now
         task = trio.lowlevel.current_task()
@@ -313,12 +313,12 @@ class _Servers:
             starts[station_id] = began - opened
             try:
                 result = await call(station_id, module_input)
-            except BaseException as error:  # noqa: ASYNC103 - what must get out is raised; the rest is the station's verdict
+            except BaseException as error:  # noqa: ASYNC103, ASYNC104 - what must get out is raised
                 out = must_get_out(error)
                 if out is error:
                     raise
                 if out is not None:
-                    raise out from None
+                    raise out from None  # noqa: ASYNC104 - it is the part that is Cancelled
                 # Without our own frame: the error is kept, and it would keep us, who keep it.
                 error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
                 ended = now()

@@ -20,7 +20,7 @@ from ._stations import RESERVED_KEYS, batch_id, module_input, parse_message
 from ._statistics import AggregatorStatistics
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Generator, Iterable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Generator, Iterable, Sequence
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
@@ -404,13 +404,13 @@ class ServiceBlock:
     def __init__(self, block: AbstractAsyncContextManager[AsyncDataAnalysisService]) -> None:
         self._block = block
 
-    async def __aenter__(self) -> AsyncDataAnalysisService:
-        return await self._block.__aenter__()
+    def __aenter__(self) -> Awaitable[AsyncDataAnalysisService]:
+        return self._block.__aenter__()
 
-    async def __aexit__(
+    def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
-        return await self._block.__aexit__(exc_type, exc, traceback)
+    ) -> Awaitable[bool | None]:
+        return self._block.__aexit__(exc_type, exc, traceback)
 
     def __await__(self) -> Generator[None, None, NoReturn]:
         raise TypeError(

@@ -86,7 +86,7 @@ class Deliveries:
     def __bool__(self) -> bool:
         return any(x is not None for x in (self._list_handler, self._report_handler, self._sink))
 
-    async def deliver(self, upload: Upload) -> None:
+    async def deliver(self, upload: Upload) -> None:  # noqa: ASYNC910 - there is at least one to call, see __bool__
         if self._list_handler is not None:
             # A fresh list for every try: a handler that empties it must not spoil the next one.
             await self._call(self._list_handler, upload, upload.report.batch_id, list(upload.report.results))
@@ -116,10 +116,10 @@ async def _guarded(call: Callable[..., Awaitable[Any]], *args: object, **kwargs:
     except BaseException as error:  # noqa: ASYNC103 - what must get out is raised; the rest is a failed try
         out = must_get_out(error)
         if out is not None and out is not error:
-            raise out from None
+            raise out from None  # noqa: ASYNC104 - it is the part that is Cancelled
         if out is error or isinstance(error, Exception):
             raise
-        raise TrioaggError(f"the handler raised {type(error).__name__}") from error
+        raise TrioaggError(f"the handler raised {type(error).__name__}") from error  # noqa: ASYNC104 - not Trio's own
 
 
 class Uploader:
@@ -275,9 +275,9 @@ class Uploader:
         except Exception as error:
             if self._on_upload_failure == "skip":
                 self._observer.upload_skipped(upload.report)
-                return True
+                return True  # noqa: ASYNC910 - every try is a checkpoint
             if self._failed:
-                return False  # one reason is enough, and this one was logged
+                return False  # noqa: ASYNC910 - one reason is enough, and this one was logged
             self._failed = True
             raise UploadFailed(upload.report.batch_id, tries) from error
         self._observer.uploaded(upload.report)

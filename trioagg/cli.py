@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Annotated
 
+import trio
+
 from ._errors import TrioaggError
 
 try:
@@ -51,6 +53,7 @@ async def demo(
     try:
         from ._demo import Demo, run_demo
     except ImportError as error:
+        await trio.lowlevel.checkpoint()
         errors.print(f"the demo needs {error.name}: pip install 'trioagg[demo]' (in a checkout: '.[demo]')")
         return 1
     what = Demo(batches=batches, stations=stations, rate=rate, batch_timeout=batch_timeout)
@@ -58,7 +61,7 @@ async def demo(
         await run_demo(what, bootstrap_servers, Console())
     except TrioaggError as error:
         errors.print(f"trioagg: {error}")
-        return 1
+        return 1  # noqa: ASYNC910 - it came out of one
     return 0
 
 
