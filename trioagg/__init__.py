@@ -1,31 +1,68 @@
 """From one Kafka message of many stations to one list of results, on time.
 
-The floor plan; imports go downward only:
+The floors; imports go downward only:
 
-    0  _errors _records _settings _blame     what may go wrong, what is told, how to reach Kafka
-    1  _collector _context _observer _lanes _stations _encoding _watermark _tuning
+    0  _errors _records _context _blame      what may go wrong, what is told
+    1  _collector _lanes _observer _stations _encoding _settings _tuning _watermark
     2  _fanout _uploader _statistics         one batch; bringing lists up
-    3  _intake _aggregator _aio              many batches; the asyncio loop
-    4  _kafka                                source, sink, commits, rebalance
-    5  _service                              AsyncDataAnalysisService
+    3  _intake _aio                          the bound of batches; the asyncio loop
+    4  _aggregator                           many batches
+    5  _kafka*                               source, sink, commits, rebalance
+    6  _service                              AsyncDataAnalysisService
+    7  _mock_broker _demo cli __main__       the command line
 """
 
 from ._aggregator import BatchResultAggregator
+from ._aio import asyncio_callback
 from ._collector import BatchCollector
 from ._context import BatchContext, current_batch
+from ._errors import (
+    BadResult,
+    Closed,
+    ConnectFailed,
+    KafkaError,
+    PoisonMessage,
+    StrayCancel,
+    TopicUnavailable,
+    TrioaggError,
+    UploadFailed,
+    UploadTimedOut,
+)
 from ._fanout import Batch, run_batch
+from ._observer import Observer
 from ._records import Answer, BatchReport, CompletedBy, StationOutcome, Verdict
+from ._service import AsyncDataAnalysisService, ServiceStatistics
+from ._settings import KafkaSettings
+from ._statistics import AggregatorStatistics
+from ._uploader import Sink
 
 __all__ = [
+    "AggregatorStatistics",
     "Answer",
+    "AsyncDataAnalysisService",
+    "BadResult",
     "Batch",
     "BatchCollector",
     "BatchContext",
     "BatchReport",
     "BatchResultAggregator",
+    "Closed",
     "CompletedBy",
+    "ConnectFailed",
+    "KafkaError",
+    "KafkaSettings",
+    "Observer",
+    "PoisonMessage",
+    "ServiceStatistics",
+    "Sink",
     "StationOutcome",
+    "StrayCancel",
+    "TopicUnavailable",
+    "TrioaggError",
+    "UploadFailed",
+    "UploadTimedOut",
     "Verdict",
+    "asyncio_callback",
     "current_batch",
     "run_batch",
 ]

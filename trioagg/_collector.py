@@ -19,6 +19,7 @@ from ._records import Answer, BatchReport, CompletedBy, StationOutcome, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, ValuesView
+    from types import TracebackType
 
 _ACCEPTED = Answer.ACCEPTED  # looked up once: an enum's attribute costs as much as the rest of an answer
 
@@ -108,7 +109,7 @@ class BatchCollector:
         if self._encode is not None:
             try:
                 self.encoded.append(self._encode(result))
-            except BadResult as error:
+            except Exception as error:  # a BadResult, if the encoder does as it should
                 return self._add_other(station_id, error, run_seconds)
         self._results.append(result)
         self._runs[station_id] = run_seconds
@@ -135,7 +136,10 @@ class BatchCollector:
         missing, expected = self.missing, len(self._expected)
         if missing and completed_by is CompletedBy.ALL:
             raise ValueError(f"batch {self.batch_id} is not completed by all: {missing} of {expected} are missing")
-        skipped = 0 if self._starts is None else expected - len(self._starts)
+        skipped = 0
+        if missing and self._starts is not None and len(self._starts) < expected:
+            # Not expected - started: an answer may have been pushed for a station that was not started.
+            skipped = len(self._expected.keys() - self._starts.keys() - self._runs.keys())
         no_output = sum(error is None for error in self._others.values())
         at_deadline = completed_by is CompletedBy.TIMEOUT
         self._report = BatchReport(
@@ -165,6 +169,10 @@ class BatchCollector:
     def _add_other(self, station_id: str, error: BaseException | None, run_seconds: float | None) -> Answer:
         if self._report is not None or station_id in self._runs or station_id not in self._expected:
             return self._refuse(station_id)
+        if error is not None:
+            # Without our own frames: they would keep us, who keep the error.  By the method, since an error may be a
+            # frozen dataclass, whose attributes cannot be set.
+            error = error.with_traceback(_from_user_code(error.__traceback__))
         self._others[station_id] = error
         self._runs[station_id] = run_seconds
         self.missing -= 1
@@ -179,6 +187,12 @@ class BatchCollector:
             return Answer.LATE
         self.duplicates += 1
         return Answer.DUPLICATE
+
+
+def _from_user_code(traceback: TracebackType | None) -> TracebackType | None:
+    while traceback is not None and traceback.tb_frame.f_globals.get("__package__") == __package__:
+        traceback = traceback.tb_next
+    return traceback
 
 
 class _Ledger(Mapping[str, StationOutcome]):

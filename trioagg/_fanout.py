@@ -319,8 +319,6 @@ class _Servers:
                     raise
                 if out is not None:
                     raise out from None  # noqa: ASYNC104 - it is the part that is Cancelled
-                # Without our own frame: the error is kept, and it would keep us, who keep it.
-                error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
                 ended = now()
                 answer = collector.add_failure(station_id, error, ended - began)
             else:

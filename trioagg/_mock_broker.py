@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Final
 from confluent_kafka import Producer, cimpl
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 _PRODUCER: Final = 0
 _JOIN_DELAY_MS: Final = 100
+_PARTITIONS: Final = 2
 
 
 @contextmanager
-def mock_broker() -> Iterator[str]:
-    """A broker on 127.0.0.1, gone when the block ends; gives its ``host:port``.  Topics are made when first named.
+def mock_broker(topics: Iterable[str]) -> Iterator[str]:
+    """A broker on 127.0.0.1 with *topics*, gone when the block ends; gives its ``host:port``.
 
     Good for one member and a few topics.  It knows no transactions, and refuses commits during a rebalance.
     """
@@ -27,6 +28,8 @@ def mock_broker() -> Iterator[str]:
         # The wheel keeps the functions to itself: the same broker, whose groups take 3 s to form.
         producer = Producer({"test.mock.num.brokers": 1})
         (broker,) = producer.list_topics(timeout=10).brokers.values()
+        for topic in topics:
+            producer.list_topics(topic, timeout=10)  # it makes a topic that is asked for
         yield f"{broker.host}:{broker.port}"
         del producer
         return
@@ -40,6 +43,8 @@ def mock_broker() -> Iterator[str]:
     try:
         cluster = library.rd_kafka_handle_mock_cluster(client)
         library.rd_kafka_mock_group_initial_rebalance_delay_ms(cluster, _JOIN_DELAY_MS)
+        for topic in topics:
+            library.rd_kafka_mock_topic_create(cluster, topic.encode(), _PARTITIONS, 1)
         yield library.rd_kafka_mock_cluster_bootstraps(cluster).decode()
     finally:
         library.rd_kafka_destroy(client)
@@ -54,6 +59,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         ("rd_kafka_destroy", None, [pointer]),
         ("rd_kafka_handle_mock_cluster", pointer, [pointer]),
         ("rd_kafka_mock_cluster_bootstraps", text, [pointer]),
+        ("rd_kafka_mock_topic_create", ctypes.c_int, [pointer, text, ctypes.c_int, ctypes.c_int]),
         ("rd_kafka_mock_group_initial_rebalance_delay_ms", None, [pointer, ctypes.c_int32]),
     ):
         function = getattr(library, name)

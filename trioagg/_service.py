@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 import trio
 
 from ._aggregator import BatchResultAggregator
+from ._aio import service_loop
 from ._blame import lone_errors_bare
 from ._context import batch_context
 from ._encoding import encode_list, encode_result, result_headers
@@ -286,7 +287,7 @@ class AsyncDataAnalysisService:
                         topics=self._topics,
                         group_id=self._group_id,
                         result_topic=self._result_topic,
-                        room=self._room,
+                        room=lambda: aggregator.room,
                         dropped=self._drop,
                         **self._connection,
                     ) as kafka,
@@ -314,6 +315,8 @@ class AsyncDataAnalysisService:
         self._drained.set()
 
     async def _take_in(self, kafka: Kafka) -> None:
+        # In this task's context alone, which the batches inherit: a loop of the user's own stays what it is.
+        service_loop.set(kafka.loop)
         async for record in kafka.records:
             self._messages += 1
             if not record.claim.live or self._asked_to_stop.is_set():
@@ -388,10 +391,6 @@ class AsyncDataAnalysisService:
             station_id: module_input(station_id, record.topic, records, record.timestamp_ms)
             for station_id, records in message.stations.items()
         }
-
-    def _room(self) -> int:
-        waiting = 0 if self._kafka is None else self._kafka.records.statistics().current_buffer_used
-        return self._aggregator.room - waiting
 
     def _drop(self, claims: Iterable[object]) -> None:
         lost = set(claims)

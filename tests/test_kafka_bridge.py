@@ -1,0 +1,452 @@
+"""The bridge against a real Kafka."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import socket
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+import trio_asyncio
+from broker import (
+    PASSWORD,
+    USER,
+    Broker,
+    Kafka,
+    committed,
+    create_topic,
+    delete_topic,
+    end_offsets,
+    produce,
+    read_all,
+    unique,
+)
+
+from trioagg import _kafka
+from trioagg._errors import Closed, ConnectFailed, KafkaError, TopicUnavailable
+from trioagg._settings import KafkaSettings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Collection, Iterator
+
+QUICK = {"heartbeat_interval": 0.5, "request_timeout": 5.0}
+
+
+@asynccontextmanager
+async def opened(
+    bootstrap: str,
+    topics: list[str],
+    group: str,
+    *,
+    result_topic: str | None = None,
+    settings: dict[str, Any] | None = None,
+    room: Callable[[], int] = lambda: 10_000,
+    dropped: Callable[[Collection[_kafka.Claim]], None] = lambda claims: None,
+    connect_timeout: float = 15.0,
+    revoke_timeout: float = 10.0,
+    commit_interval: float = 0.2,
+    max_uncommitted: int = 1000,
+) -> AsyncIterator[_kafka.Kafka]:
+    async with _kafka.open_kafka(
+        bootstrap_servers=bootstrap,
+        topics=topics,
+        group_id=group,
+        result_topic=result_topic,
+        settings=KafkaSettings(**{**QUICK, **(settings or {})}),
+        connect_timeout=connect_timeout,
+        revoke_timeout=revoke_timeout,
+        commit_interval=commit_interval,
+        max_uncommitted=max_uncommitted,
+        room=room,
+        dropped=dropped,
+    ) as bridge:
+        yield bridge
+
+
+async def take(bridge: _kafka.Kafka, count: int) -> list[_kafka.Record]:
+    return [await bridge.records.receive() for _ in range(count)]
+
+
+async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    with trio.fail_after(seconds):
+        while not condition():
+            await trio.sleep(0.02)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    yield
+    gc.collect()  # what was not closed warns now, and not in another test
+
+
+@pytest.fixture
+def topic(kafka: Kafka) -> str:
+    return create_topic(kafka.bootstrap, unique("in"), partitions=3)
+
+
+# Out and back.
+
+
+async def test_everything_finished_is_committed(kafka: Kafka, topic: str) -> None:
+    produce(kafka.bootstrap, topic, [(str(number), str(number)) for number in range(1000)])
+    group = unique("group")
+    with trio.fail_after(30):
+        async with opened(kafka.bootstrap, [topic], group) as bridge:
+            seen = set()
+            for record in await take(bridge, 1000):
+                seen.add(record.value)
+                bridge.finish(record)
+            await bridge.close(5)
+    assert seen == {str(number).encode() for number in range(1000)}
+    assert committed(kafka.bootstrap, group, topic) == end_offsets(kafka.bootstrap, topic)
+
+
+async def test_a_record_carries_what_the_message_had(kafka: Kafka, topic: str) -> None:
+    produce(
+        kafka.bootstrap, topic, [("key", "value", 1, [("h", b"1"), ("h", b"2")], 1_700_000_000_000), (None, None, 2)]
+    )
+    with trio.fail_after(30):
+        async with opened(kafka.bootstrap, [topic], unique("group")) as bridge:
+            first, second = sorted(await take(bridge, 2), key=lambda record: record.partition)
+    assert (first.topic, first.partition, first.offset, first.timestamp_ms) == (topic, 1, 0, 1_700_000_000_000)
+    assert (first.key, first.value, first.headers) == (b"key", b"value", (("h", b"1"), ("h", b"2")))
+    assert (second.key, second.value, second.headers) == (None, None, ())
+
+
+async def test_commits_go_out_by_themselves_and_on_demand(kafka: Kafka, topic: str) -> None:
+    produce(kafka.bootstrap, topic, [(None, "a", 0), (None, "b", 0), (None, "c", 1)])
+    group = unique("group")
+    with trio.fail_after(30):
+        async with opened(kafka.bootstrap, [topic], group, commit_interval=0.05) as bridge:
+            records = {record.value: record for record in await take(bridge, 3)}
+            bridge.finish(records[b"a"])
+            await until(lambda: committed(kafka.bootstrap, group, topic)[0] == 1)
+            bridge.finish(records[b"c"])
+            await bridge.commit()
+            assert committed(kafka.bootstrap, group, topic) == {0: 1, 1: 1, 2: 0}
+
+
+async def test_what_is_unfinished_is_not_committed_past(kafka: Kafka, topic: str) -> None:
+    produce(kafka.bootstrap, topic, [(None, str(number), 0) for number in range(10)])
+    group = unique("group")
+    with trio.fail_after(30):
+        async with opened(kafka.bootstrap, [topic], group) as bridge:
+            for record in await take(bridge, 10):
+                if record.offset not in (4, 7):
+                    bridge.finish(record)
+                elif record.offset == 7:
+                    bridge.discard(record)
+            bridge.stop_fetching()
+            await bridge.close(5)
+    assert committed(kafka.bootstrap, group, topic)[0] == 4
+
+
+async def test_at_half_of_max_uncommitted_a_commit_goes_out_and_at_the_bound_nothing_is_fetched(
+    kafka: Kafka, topic: str
+) -> None:
+    produce(kafka.bootstrap, topic, [(None, str(number), 0) for number in range(40)])
+    group = unique("group")
+    with trio.fail_after(30):
+        async with opened(
+            kafka.bootstrap, [topic], group, commit_interval=60, max_uncommitted=10, room=lambda: 5
+        ) as bridge:
+            (head,) = await take(bridge, 1)
+            count = 0
+            with trio.move_on_after(1.5):
+                async for record in bridge.records:
+                    bridge.finish(record)
+                    count += 1
+            # The head is not finished: nothing can be committed, so no more than the bound and one poll is taken.
+            assert 10 <= count <= 15
+            bridge.finish(head)
+            for record in await take(bridge, 39 - count):
+                bridge.finish(record)
+            await until(lambda: (committed(kafka.bootstrap, group, topic)[0] or 0) >= 35)
+
+
+async def test_leaving_without_close_commits_nothing_and_leaves_the_group(kafka: Kafka, topic: str) -> None:
+    produce(kafka.bootstrap, topic, [(None, "a", 0)])
+    group = unique("group")
+    with trio.fail_after(40):
+        with pytest.raises(LookupError, match="ours"):
+            async with opened(kafka.bootstrap, [topic], group, commit_interval=60) as bridge:
+                bridge.finish((await take(bridge, 1))[0])
+                raise LookupError("ours")
+        assert committed(kafka.bootstrap, group, topic)[0] is None
+        started = time.monotonic()
+        async with opened(kafka.bootstrap, [topic], group) as bridge:
+            await take(bridge, 1)
+            assert time.monotonic() - started < 5  # nobody waits for a member that vanished
+
+
+async def test_a_cancelled_block_leaves_quickly(kafka: Kafka, topic: str) -> None:
+    produce(kafka.bootstrap, topic, [(None, "a", 0)])
+    with trio.fail_after(30):
+        with trio.CancelScope() as scope:
+            async with opened(kafka.bootstrap, [topic], unique("group")) as bridge:
+                await take(bridge, 1)
+                started = time.monotonic()
+                scope.cancel()
+                await trio.sleep_forever()
+        assert scope.cancelled_caught
+        assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize("delay", [0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5])
+async def test_a_start_can_be_cancelled_anywhere(kafka: Kafka, topic: str, delay: float) -> None:
+    with trio.fail_after(20):
+        with trio.move_on_after(delay):
+            async with opened(kafka.bootstrap, [topic], unique("group"), result_topic=topic):
+                await trio.sleep_forever()
+
+
+async def test_stop_fetching_ends_the_channel_and_gives_back_what_was_not_taken(kafka: Kafka, topic: str) -> None:
+    produce(kafka.bootstrap, topic, [(None, str(number), 0) for number in range(10)])
+    group = unique("group")
+    with trio.fail_after(30):
+        async with opened(kafka.bootstrap, [topic], group) as bridge:
+            records = await take(bridge, 3)
+            bridge.stop_fetching()
+            assert [record async for record in bridge.records] == []
+            produce(kafka.bootstrap, topic, [(None, "later", 0)])
+            for record in records:
+                bridge.finish(record)
+            await bridge.commit()
+            assert committed(kafka.bootstrap, group, topic)[0] == 3
+            await bridge.close(5)
+        async with opened(kafka.bootstrap, [topic], group) as bridge:
+            assert [record.offset for record in await take(bridge, 8)] == list(range(3, 11))
+
+
+async def test_the_users_own_asyncio_loop_and_context_stay_theirs(kafka: Kafka, topic: str) -> None:
+    with trio.fail_after(30):
+        assert trio_asyncio.current_loop.get() is None
+        async with opened(kafka.bootstrap, [topic], unique("group")) as bridge:
+            assert trio_asyncio.current_loop.get() is None
+            assert bridge.loop.is_running()
+        async with trio_asyncio.open_loop() as users:
+            async with opened(kafka.bootstrap, [topic], unique("group")) as bridge:
+                assert trio_asyncio.current_loop.get() is users
+                assert bridge.loop is not users
+
+
+# Bounds.
+
+
+async def test_without_room_nothing_is_fetched_and_the_member_stays(kafka: Kafka, topic: str) -> None:
+    produce(kafka.bootstrap, topic, [(None, str(number), 0) for number in range(50)])
+    room = 0
+    with trio.fail_after(40):
+        async with opened(
+            kafka.bootstrap, [topic], unique("group"), room=lambda: room, settings={"session_timeout": 2.0}
+        ) as bridge:
+            await until(lambda: len(bridge.statistics().assigned) == 3)
+            await trio.sleep(4)  # two sessions long
+            assert bridge.statistics().records_delivered == 0
+            assert bridge.statistics().rebalances == 0
+            room = 7
+            bridge.wake()
+            await take(bridge, 7)
+            room = 0
+            assert bridge.statistics().records_delivered <= 14
+
+
+async def test_room_counts_what_waits_in_the_channel(kafka: Kafka, topic: str) -> None:
+    produce(kafka.bootstrap, topic, [(None, str(number), 0) for number in range(50)])
+    with trio.fail_after(40):
+        async with opened(kafka.bootstrap, [topic], unique("group"), room=lambda: 5) as bridge:
+            await until(lambda: bridge.statistics().records_delivered == 5)
+            await trio.sleep(0.5)
+            assert bridge.statistics().records_delivered == 5
+            await take(bridge, 2)
+            await until(lambda: bridge.statistics().records_delivered == 7)
+
+
+async def test_under_pressure_every_partition_has_its_turn(kafka: Kafka, topic: str) -> None:
+    produce(kafka.bootstrap, topic, [(None, str(number), number % 3) for number in range(600)])
+    with trio.fail_after(40):
+        async with opened(kafka.bootstrap, [topic], unique("group"), room=lambda: 10) as bridge:
+            await until(lambda: len(bridge.statistics().assigned) == 3)
+            await trio.sleep(1)
+            turns = [record.partition for record in await take(bridge, 100)]
+    assert {turns.count(number) for number in range(3)} <= set(range(20, 51))
+
+
+# Where to begin.
+
+
+async def test_latest_begins_at_the_end_and_says_so_at_once(kafka: Kafka, topic: str) -> None:
+    produce(kafka.bootstrap, topic, [(None, str(number), 0) for number in range(5)])
+    group = unique("group")
+    with trio.fail_after(30):
+        async with opened(
+            kafka.bootstrap, [topic], group, settings={"start_offset": "latest"}, commit_interval=60
+        ) as bridge:
+            await until(lambda: committed(kafka.bootstrap, group, topic) == {0: 5, 1: 0, 2: 0})
+            produce(kafka.bootstrap, topic, [(None, "new", 0)])
+            (record,) = await take(bridge, 1)
+            assert record.offset == 5
+        async with opened(kafka.bootstrap, [topic], group, settings={"start_offset": "latest"}) as bridge:
+            assert (await take(bridge, 1))[0].offset == 5  # never used where there is a commit
+
+
+async def test_an_offset_that_is_gone_is_an_error_and_the_earliest_is_next(
+    kafka: Kafka, topic: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    group = unique("group")
+    produce(kafka.bootstrap, topic, [(None, str(number), 0) for number in range(5)])
+    with trio.fail_after(60):
+        async with opened(kafka.bootstrap, [topic], group) as bridge:
+            for record in await take(bridge, 5):
+                bridge.finish(record)
+            await bridge.close(5)
+        delete_topic(kafka.bootstrap, topic)
+        create_topic(kafka.bootstrap, topic, partitions=3)
+        produce(kafka.bootstrap, topic, [(None, "anew", 0)])
+        from confluent_kafka import Consumer, TopicPartition  # the group's commit outlives its topic only by hand
+
+        by_hand = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": group})
+        by_hand.commit(offsets=[TopicPartition(topic, 0, 5)], asynchronous=False)
+        by_hand.close()
+        async with opened(kafka.bootstrap, [topic], group) as bridge:
+            (record,) = await take(bridge, 1)
+            assert (record.value, record.offset) == (b"anew", 0)
+            assert bridge.statistics().offset_resets == 1
+            bridge.finish(record)
+            await bridge.close(5)
+    assert committed(kafka.bootstrap, group, topic)[0] == 1
+    assert "offset 5 of" in caplog.text
+
+
+async def test_behind_transaction_markers_and_aborted_tails_the_lag_is_none(kafka: Kafka, topic: str) -> None:
+    from confluent_kafka import Producer
+
+    producer = Producer({"bootstrap.servers": kafka.bootstrap, "transactional.id": unique("id")})
+    producer.init_transactions()
+    for value, end in [(b"kept", producer.commit_transaction), (b"aborted", producer.abort_transaction)]:
+        producer.begin_transaction()
+        producer.produce(topic, value, partition=0)
+        producer.flush()
+        end()
+    group = unique("group")
+    with trio.fail_after(30):
+        async with opened(kafka.bootstrap, [topic], group, settings={"isolation_level": "read_committed"}) as bridge:
+            (record,) = await take(bridge, 1)
+            assert record.value == b"kept"
+            bridge.finish(record)
+            await until(lambda: committed(kafka.bootstrap, group, topic)[0] == 4)
+            assert bridge.statistics().lag[topic, 0] == 0
+            await bridge.close(5)
+    assert end_offsets(kafka.bootstrap, topic)[0] == 4
+
+
+# Starting.
+
+
+async def test_no_broker(unused_port: int) -> None:
+    started = time.monotonic()
+    with pytest.raises(ConnectFailed) as caught:
+        async with opened(f"127.0.0.1:{unused_port}", ["t"], "g", connect_timeout=1.5):
+            pass
+    assert time.monotonic() - started < 3
+    assert str(caught.value).startswith(
+        f"cannot connect to Kafka at 127.0.0.1:{unused_port}: 127.0.0.1:{unused_port} refused the connection"
+    )
+
+
+async def test_a_name_that_does_not_resolve() -> None:
+    started = time.monotonic()
+    with pytest.raises(ConnectFailed, match="the name in no-such-host.invalid:9092 does not resolve"):
+        async with opened("no-such-host.invalid:9092", ["t"], "g", connect_timeout=1.5):
+            pass
+    assert time.monotonic() - started < 3
+
+
+async def test_a_host_that_says_nothing() -> None:
+    started = time.monotonic()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        with pytest.raises(ConnectFailed, match=f"no answer from 127.0.0.1:{port}"):
+            async with opened(f"127.0.0.1:{port}", ["t"], "g", connect_timeout=1.5):
+                pass
+    assert time.monotonic() - started < 3
+
+
+async def test_a_silent_host_among_others_is_passed_by(kafka: Kafka, topic: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent, trio.fail_after(30):
+        port = silent.getsockname()[1]
+        for _ in range(2):
+            async with opened(f"127.0.0.1:{port},{kafka.bootstrap}", [topic], unique("group"), connect_timeout=8):
+                pass
+
+
+@pytest.mark.parametrize("role", ["input", "result"])
+async def test_an_unknown_topic_is_named_and_not_created(kafka: Kafka, topic: str, role: str) -> None:
+    missing = unique("missing")
+    topics, result = ([missing], None) if role == "input" else ([topic], missing)
+    started = time.monotonic()
+    with pytest.raises(TopicUnavailable) as caught:
+        async with opened(kafka.bootstrap, topics, "g", result_topic=result):
+            pass
+    assert time.monotonic() - started < 3
+    assert str(caught.value).startswith(f"topic {missing!r} on Kafka at {kafka.bootstrap}: does not exist. Create it: ")
+    with pytest.raises(Exception, match="UNKNOWN_TOPIC_OR_PART"):
+        end_offsets(kafka.bootstrap, missing)
+
+
+def sasl(password: str) -> dict[str, Any]:
+    return {
+        "security_protocol": "SASL_PLAINTEXT",
+        "sasl_mechanism": "PLAIN",
+        "sasl_username": USER,
+        "sasl_password": password,
+    }
+
+
+async def test_the_right_password(kafka: Kafka, topic: str) -> None:
+    if kafka.broker is None:
+        pytest.skip("not our broker")
+    produce(kafka.bootstrap, topic, [(None, "a", 0)])
+    with trio.fail_after(30):
+        async with opened(
+            kafka.broker.sasl_bootstrap, [topic], unique("group"), settings=sasl(PASSWORD), result_topic=topic
+        ) as bridge:
+            await take(bridge, 1)
+            await bridge.send(b"k", b"v", [])
+
+
+async def test_the_wrong_password(kafka: Kafka, topic: str) -> None:
+    if kafka.broker is None:
+        pytest.skip("not our broker")
+    started = time.monotonic()
+    with pytest.raises(ConnectFailed, match=rf"authentication failed for user '{USER}' \(PLAIN\)") as caught:
+        async with opened(kafka.broker.sasl_bootstrap, [topic], "g", settings=sasl("guessed")):
+            pass
+    assert time.monotonic() - started < 3
+    assert "guessed" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({**sasl(PASSWORD), "sasl_mechanism": "SCRAM-SHA-256"}, "does not offer sasl_mechanism='SCRAM-SHA-256'"),
+        ({}, "Does this port want another security_protocol than 'PLAINTEXT'"),
+        ({"security_protocol": "SSL"}, "security_protocol"),
+    ],
+)
+async def test_another_way_of_talking(kafka: Kafka, settings: dict[str, Any], sentence: str) -> None:
+    if kafka.broker is None:
+        pytest.skip("not our broker")
+    with trio.fail_after(10), pytest.raises(ConnectFailed, match=sentence):
+        async with opened(kafka.broker.sasl_bootstrap, ["t"], "g", settings=settings, connect_timeout=1.5):
+            pass
+
+
+@pytest.fixture
+def unused_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
