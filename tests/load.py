@@ -39,7 +39,7 @@ class Load:
 
     def lists(self) -> Counter[str]:
         """How often each batch id is in the result topic."""
-        return Counter(result.key.decode() for result in read_all(self.bootstrap, self.results))
+        return Counter(result.key().decode() for result in read_all(self.bootstrap, self.results))
 
     def committed(self) -> dict[int, int | None]:
         return committed(self.bootstrap, self.group, self.topic)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from trioagg import Answer, BadResult, BatchCollector, CompletedBy, StationOutcome, Verdict
+from trioagg._encoding import encode_result
 
 
 class Row(dict):
@@ -266,12 +267,13 @@ def test_a_late_result_is_not_encoded() -> None:
     assert collector.add_result("X", {}) is Answer.UNKNOWN
 
 
-def test_a_result_that_was_not_encoded_leaves_no_cycle_behind() -> None:
+@pytest.mark.parametrize("encode", [refuse, encode_result])
+def test_a_result_that_was_not_encoded_leaves_no_cycle_behind(encode) -> None:
     gc.collect()
     gc.disable()
     try:
-        collector = BatchCollector("b", ["A"], encode=refuse)
-        collector.add_result("A", {})
+        collector = BatchCollector("b", ["A"], encode=encode)
+        collector.add_result("A", {"value": object()})
         report = collector.close("all")
         assert report.failed == 1
         del collector, report

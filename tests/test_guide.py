@@ -16,6 +16,7 @@ import time
 import weakref
 from collections import Counter
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import pytest
@@ -79,6 +80,7 @@ class Lists:
         return {batch_id: results for _, batch_id, results in self.calls}
 
     async def wait_for(self, count: int) -> None:
+        await trio.lowlevel.checkpoint()
         while len(self.calls) < count:
             await self._more.wait()
 
@@ -388,10 +390,9 @@ class ModelService:
             module_name=self.group, topics=[topic], bootstrap_servers=kafka.bootstrap, kafka=QUICK
         )
 
-    async def run(self, task_status: trio.TaskStatus[AsyncDataAnalysisService]) -> None:  # instead of a bare `start`
-        await self.service.run(
-            callback=self.process_station, batch_upload_handler=self.upload_batch, task_status=task_status
-        )
+    async def start(self, nursery: trio.Nursery) -> None:  # what runs in the background has a nursery to run in
+        run = partial(self.service.run, callback=self.process_station, batch_upload_handler=self.upload_batch)
+        await nursery.start(run)
 
     async def process_station(self, station_id: str, module_input: dict[str, Any]) -> dict[str, Any] | None:
         try:
@@ -407,8 +408,8 @@ class ModelService:
             return None
 
     async def upload_batch(self, batch_id: str, results_list: list[dict[str, Any]]) -> None:
+        await trio.lowlevel.checkpoint()
         if not results_list:
-            await trio.lowlevel.checkpoint()
             print(f"批次 {batch_id} 没有成功的结果，跳过上传")
             return
         message = {"batch_id": batch_id, "count": len(results_list), "results": results_list}
@@ -426,6 +427,16 @@ class ModelService:
         await self.service.stop()
 
 
+class CountingModelService(ModelService):
+    """The example cannot be asked how far it is."""
+
+    uploads: trio.Semaphore
+
+    async def upload_batch(self, batch_id: str, results_list: list[dict[str, Any]]) -> None:
+        await super().upload_batch(batch_id, results_list)
+        self.uploads.release()
+
+
 async def test_the_complete_example_runs(kafka: Kafka, capsys: pytest.CaptureFixture[str]) -> None:
     """完整示例: the lists are in the output topic, an empty one was skipped, and every offset is committed."""
     topic = create_topic(kafka.bootstrap, unique(TOPIC))
@@ -433,12 +444,13 @@ async def test_the_complete_example_runs(kafka: Kafka, capsys: pytest.CaptureFix
     at = 1_700_000_000_500
     values = [message("S001", "S404", "S002"), message("S404"), message("S003")]
     produce(kafka.bootstrap, topic, [(None, value, 0, None, at) for value in values])
-    model = ModelService(kafka, topic, output)
+    model = CountingModelService(kafka, topic, output)
+    model.uploads = trio.Semaphore(0)
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
-            await nursery.start(model.run)
-            while model.service.statistics().uploaded < 3:
-                await trio.sleep(0.02)
+            await model.start(nursery)
+            for _ in values:
+                await model.uploads.acquire()
             await model.stop()
 
     sent = {value["batch_id"]: value for value in (json.loads(m.value()) for m in read_all(kafka.bootstrap, output))}
@@ -637,15 +649,15 @@ def test_the_service_takes_the_parameters_by_the_names_of_the_guide() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model_seconds", "batch_timeout"),
+    ("settings", "model_seconds"),
     [
-        pytest.param([1 / 1024, 1 / 16, 3 / 32], 2.0, id="fast"),
-        pytest.param([1 / 8, 1 / 4, 1 / 2], None, id="medium, the default"),
-        pytest.param([9 / 16, 2.0, 9.0], 10.0, id="slow"),
+        *(({"batch_timeout": 2.0}, seconds) for seconds in (1 / 1024, 1 / 16, 3 / 32)),
+        *(({}, seconds) for seconds in (1 / 8, 1 / 4, 1 / 2)),
+        *(({"batch_timeout": 10.0}, seconds) for seconds in (9 / 16, 2.0, 9.0)),
     ],
 )
 async def test_the_recommended_timeouts_give_every_model_its_time(
-    model_seconds: list[float], batch_timeout: float | None, autojump_clock: MockClock
+    settings: dict[str, float], model_seconds: float, autojump_clock: MockClock
 ) -> None:
     """超时时间建议
 
@@ -653,14 +665,11 @@ async def test_the_recommended_timeouts_give_every_model_its_time(
     中等模型 (100-500ms): `batch_timeout=5.0` (默认)
     慢速模型 (> 500ms): `batch_timeout=10.0`
     """
-    settings = {} if batch_timeout is None else {"batch_timeout": batch_timeout}
-    for seconds in model_seconds:
-        lists = Lists()
-        async with BatchResultAggregator(follow, lists, **settings) as aggregator:
-            good = await aggregator.run("good", dict.fromkeys(numbered(10), seconds))
-            bad = await aggregator.run("bad", {"S001": seconds, "S002": "hangs"})
-        assert (good.completed_by, good.succeeded, good.seconds) == ("all", 10, seconds)
-        assert (bad.completed_by, bad.succeeded, bad.seconds) == ("timeout", 1, batch_timeout or 5.0)
+    async with BatchResultAggregator(follow, Lists(), **settings) as aggregator:
+        good = await aggregator.run("good", dict.fromkeys(numbered(100), model_seconds))
+        bad = await aggregator.run("bad", {"S001": model_seconds, "S002": "hangs"})
+    assert (good.completed_by, good.succeeded, good.seconds) == ("all", 100, model_seconds)
+    assert (bad.completed_by, bad.succeeded, bad.seconds) == ("timeout", 1, settings.get("batch_timeout", 5.0))
 
 
 # 日志输出
@@ -702,7 +711,9 @@ async def test_the_service_writes_the_log_of_the_guide(kafka: Kafka, caplog: pyt
 
     async def process_station(station_id: str, module_input: object) -> dict[str, Any] | None:
         number = int(station_id[1:])
-        await (turns[number - 1].wait() if number <= 8 else trio.sleep_forever())
+        if number > 8:
+            await trio.sleep_forever()
+        await turns[number - 1].wait()
         turns[number].set()
         return {"station_id": station_id} if number != 8 else None
 

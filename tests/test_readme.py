@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trio
 from broker import Broker, committed, create_topic, end_offsets, produce, read_all
 from test_guide import GUIDE_LOG
 
@@ -198,6 +199,7 @@ async def test_metrics(capsys: pytest.CaptureFixture[str]) -> None:
     exec(EXAMPLES["metrics"], names)
 
     async def process_station(station_id: str, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        await trio.lowlevel.checkpoint()
         return value
 
     before = time.time()

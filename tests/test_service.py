@@ -59,12 +59,12 @@ async def test_a_result_message_has_the_list_its_key_and_the_counts(kafka: Kafka
         await until(lambda: service.statistics().uploaded == 1)
     (result,) = await in_thread(read_all, kafka.bootstrap, load.results)
     batch_id = f"{load.topic}_0_0_1700000000"
-    assert result.key.decode() == batch_id
-    value = json.loads(result.value)
+    assert result.key().decode() == batch_id
+    value = json.loads(result.value())
     assert value["batch_id"] == batch_id
     assert value["count"] == 2
     assert sorted(r["station_id"] for r in value["results"]) == ["S000", "S002"]
-    headers = dict(result.headers)
+    headers = dict(result.headers())
     assert headers["trioagg-completed-by"] == b"all"
     assert headers["trioagg-expected"] == b"3"
     assert headers["trioagg-succeeded"] == b"2"
@@ -373,7 +373,7 @@ async def test_start_errors_are_one_sentence_that_says_what_to_do(kafka: Kafka) 
 
 async def test_the_old_form_of_start_shows_the_new_one() -> None:
     service = AsyncDataAnalysisService(module_name="m", topics=["t"])
-    with pytest.raises(TypeError, match="async with service.start"):
+    with pytest.raises(TypeError, match=r"async with service\.start"):
         await service.start(callback=double, batch_upload_handler=print)
 
 

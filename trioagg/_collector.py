@@ -109,7 +109,9 @@ class BatchCollector:
         if self._encode is not None:
             try:
                 self.encoded.append(self._encode(result))
-            except Exception as error:  # a BadResult, if the encoder does as it should
+            except BadResult as error:
+                return self._add_other(station_id, _without_tracebacks(error), run_seconds)
+            except Exception as error:  # a mistake in the encoder: as it is, for whoever has to find it
                 return self._add_other(station_id, error, run_seconds)
         self._results.append(result)
         self._runs[station_id] = run_seconds
@@ -187,6 +189,18 @@ class BatchCollector:
             return Answer.LATE
         self.duplicates += 1
         return Answer.DUPLICATE
+
+
+def _without_tracebacks(error: BaseException) -> BaseException:
+    """Take them off an error that is kept, and off its causes: each of their frames knows the one that called it, which
+    knows the collector, which keeps the error.  The reason is in the words."""
+    pending: list[BaseException | None] = [error]
+    while pending:
+        link = pending.pop()
+        if link is not None and link.__traceback__ is not None:
+            link.with_traceback(None)
+            pending += link.__cause__, link.__context__
+    return error
 
 
 def _from_user_code(traceback: TracebackType | None) -> TracebackType | None:
