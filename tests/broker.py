@@ -370,7 +370,13 @@ def create_topic(
 
     def is_there() -> bool:
         found = admin.list_topics(name, timeout=5).topics[name]
-        return len(found.partitions) == partitions and all(part.leader >= 0 for part in found.partitions.values())
+        if len(found.partitions) != partitions or any(part.leader < 0 for part in found.partitions.values()):
+            return False
+        try:
+            end_offsets(bootstrap, name)
+        except KafkaException:  # the metadata names a leader a moment before it knows that it is one
+            return False
+        return True
 
     _poll(is_there, f"topic {name} has {partitions} partition(s) with a leader")
     return name

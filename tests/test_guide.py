@@ -405,7 +405,7 @@ class ModelService:
             }
         except Exception as e:
             print(f"场站 {station_id} 模型推理失败: {e}")
-            return None
+            return None  # noqa: ASYNC910 - the example is the guide's
 
     async def upload_batch(self, batch_id: str, results_list: list[dict[str, Any]]) -> None:
         await trio.lowlevel.checkpoint()
@@ -586,30 +586,26 @@ async def test_an_upload_does_not_block_the_consumption_of_messages(kafka: Kafka
     """异步上传：上传操作不阻塞消息消费"""
     topic = create_topic(kafka.bootstrap, unique(TOPIC))
     produce(kafka.bootstrap, topic, [message(f"S{number:03d}") for number in range(6)])
-    processed: set[str] = set()
-    later_one_processed = trio.Event()
     lists = Lists()
+    uploading, later_one_processed, may_return = trio.Event(), trio.Event(), trio.Event()
 
     async def process_station(station_id: str, module_input: object) -> dict[str, Any]:
         await trio.lowlevel.checkpoint()
-        processed.add(station_id)
         if station_id == "LATER":
             later_one_processed.set()
         return {"station_id": station_id}
 
     async def batch_upload_handler(batch_id: str, results_list: list[dict[str, Any]]) -> None:
-        # No list gets up until a message was consumed that was sent when uploads had begun.
-        started.set()
-        await later_one_processed.wait()
+        uploading.set()
+        await may_return.wait()
         await lists(batch_id, results_list)
 
-    started = trio.Event()
     async with serving(kafka, [topic], process_station, batch_upload_handler, upload_timeout=60):
-        await started.wait()
+        await uploading.wait()
         await trio.to_thread.run_sync(produce, kafka.bootstrap, topic, [message("LATER")])
         await later_one_processed.wait()
         assert lists.calls == []
-        assert len(processed) == 7
+        may_return.set()
         await lists.wait_for(7)
 
 

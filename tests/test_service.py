@@ -156,8 +156,8 @@ async def test_leaving_the_block_in_the_middle_of_the_load_loses_and_repeats_not
 
     for part in (50, 200, 600):
         service = load.service()
+        before = sum((await in_thread(load.lists)).values())
         async with running(service, callback):
-            before = sum((await in_thread(load.lists)).values())
             await until(lambda service=service, enough=part - before: service.statistics().uploaded >= enough)
         statistics = service.statistics()
         assert statistics.opened == statistics.uploaded

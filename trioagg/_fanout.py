@@ -89,12 +89,6 @@ class Batch:
         """The report, once the batch is closed."""
         return self._collector.report
 
-    @property
-    def busy(self) -> bool:
-        """Whether a station has been started and has not answered."""
-        done, _ = self._collector.progress
-        return len(self._starts) > done
-
     def add_result(self, station_id: str, result: dict[str, Any] | None) -> Answer:
         """A station has answered: a dict, or None for no output.  Says what became of the answer; never raises."""
         return self._heard(station_id, self._collector.add_result(station_id, result))
@@ -105,11 +99,14 @@ class Batch:
 
     def complete(self) -> None:
         """End the batch now, with the answers that are in.  Without effect on a batch that has ended."""
-        self._end(CompletedBy.FORCED)
+        if not self._ended.is_set():
+            self._reason = CompletedBy.FORCED
+            self._ended.set()
 
     def abort(self) -> None:
-        """End the batch now, without a list."""
-        self._end(CompletedBy.ABORTED)
+        """End the batch now, without a list.  Without effect on a batch whose list has left."""
+        self._reason = CompletedBy.ABORTED
+        self._ended.set()
 
     async def wait_closed(self) -> BatchReport:
         """Wait until the batch has ended; its report is fixed then.
@@ -119,11 +116,6 @@ class Batch:
         await self._closed.wait()
         assert self._collector.report is not None
         return self._collector.report
-
-    def _end(self, reason: CompletedBy) -> None:
-        if self._reason is None and not self._closed.is_set():
-            self._reason = reason
-            self._ended.set()
 
     def _heard(self, station_id: str, answer: Answer) -> Answer:
         if answer is Answer.ACCEPTED:
@@ -152,6 +144,8 @@ class Reaper:
         self._turn = trio.Lock()
         self.unreaped: dict[Batch, trio.Nursery] = {}
         """Closed batches with stations that were cancelled and have not ended yet."""
+        self.aborted: dict[Batch, trio.Nursery] = {}
+        """The same, of batches that were cancelled from above: that is no fault of their stations."""
 
     async def reap(self, batch: Batch, nursery: trio.Nursery) -> None:
         async with self._turn:
@@ -187,6 +181,7 @@ async def run_batch(
     """
     check_limits(batch_timeout=batch_timeout, max_running_stations=max_running_stations)
     opened = trio.current_time()
+    stations = dict(stations.items())  # as it is now, whatever the callback does to it
     batch = Batch(BatchContext(batch_id=batch_id, deadline=opened + batch_timeout), stations, opened=opened)
     call = callback if is_async(callback) else Threads(_THREADS_OF_ONE_BATCH).bind(callback)
     with lone_errors_bare():
@@ -219,12 +214,21 @@ async def serve(
 
     Cancellation: the batch is aborted.
     """
+    servers: _Servers | None = None
+    interrupted = False
     try:
         async with trio.open_nursery() as nursery:
-            with trio.CancelScope(deadline=batch.deadline):
-                if stations and call is not None:
-                    _Servers(batch, stations, call, max_running_stations, nursery).start()
-                await batch._ended.wait()
+            try:
+                with trio.CancelScope(deadline=batch.deadline):
+                    if stations and call is not None and not batch._ended.is_set():
+                        servers = _Servers(batch, stations, call, max_running_stations, nursery)
+                        servers.start()
+                    await batch._ended.wait()
+            except trio.Cancelled:
+                interrupted = True
+                reaper.aborted[batch] = nursery
+                hand_over(batch._close(CompletedBy.ABORTED))
+                raise
             if batch._reason is not None:
                 reason = batch._reason
             else:
@@ -232,15 +236,11 @@ async def serve(
             # The list is handed over before the stragglers are reaped, and nothing between may wait: with the deadline
             # around the nursery, a thousand batches that expire together would be seconds late.
             hand_over(batch._close(reason))
-            if batch.busy:
+            if servers is not None and servers.are_busy():
                 await reaper.reap(batch, nursery)
     finally:
         reaper.unreaped.pop(batch, None)
-        if not batch._closed.is_set():
-            batch._close(CompletedBy.ABORTED)
-            interrupted = True
-        else:
-            interrupted = False
+        reaper.aborted.pop(batch, None)
     if interrupted:
         # Nobody above us was cancelled, yet our nursery was: its list would be silently incomplete.
         raise StrayCancel(batch.batch_id)
@@ -276,6 +276,10 @@ class _Servers:
         """Start the first server."""
         self._start_heirs(1)
 
+    def are_busy(self) -> bool:
+        """Whether a task is left that may not end by itself: a station's, or one that it started beside itself."""
+        return len(self._nursery.child_tasks) > self._idle
+
     def _start_generation(self) -> None:
         """The first heir alone: most batches never need a second one.  Then generations, each larger than the last."""
         self._start_heirs(min(self._generation, self._left, self._room))
@@ -302,7 +306,7 @@ class _Servers:
         call, collector, starts, opened = self._call, batch._collector, batch._starts, batch._opened
         now = self._now
         task = trio.lowlevel.current_task()
-        items, variables = self._items, len(self._clean_values)
+        items, variables, scope = self._items, len(self._clean_values), task._cancel_status
         began = now()
         while True:
             station_id, module_input = next(items)
@@ -315,10 +319,13 @@ class _Servers:
                 result = await call(station_id, module_input)
             except BaseException as error:  # noqa: ASYNC103, ASYNC104 - what must get out is raised
                 out = must_get_out(error)
-                if out is error:
-                    raise
                 if out is not None:
-                    raise out from None  # noqa: ASYNC104 - it is the part that is Cancelled
+                    try:
+                        if out is error:
+                            raise
+                        raise out from None  # noqa: ASYNC104 - it is the part that is Cancelled
+                    finally:
+                        del out  # else its traceback keeps this frame, which keeps it
                 ended = now()
                 answer = collector.add_failure(station_id, error, ended - began)
             else:
@@ -337,9 +344,11 @@ class _Servers:
                 len(context) != variables
                 or context.get(batch_context) is not batch.context
                 or (variables > 1 and not all(map(is_, context.values(), self._clean_values)))
+                or task._cancel_status is not scope
             ):
-                # The station left a context variable set, which is its own and not the next station's: let a fresh task
-                # go on.  By identity, never by ==: an array has no truth, and two equal lists are two.
+                # The station left a context variable set, or a cancel scope open (in an async generator that it did not
+                # close, say), which is its own and not the next station's: let a fresh task go on.  Variables by
+                # identity, never by ==: an array has no truth, and two equal lists are two.
                 if not self._idle:
                     self._start_heirs(1)
                 break

@@ -45,7 +45,7 @@ class Threads:
         """
         call = _Call(self, function)
         try:
-            return await trio.to_thread.run_sync(
+            result = await trio.to_thread.run_sync(
                 call,
                 station_id,
                 module_input,
@@ -56,6 +56,8 @@ class Threads:
         except trio.Cancelled:
             call.abandon()
             raise
+        call.raise_error()
+        return result
 
     def bind(self, function: Callable[[str, Any], Any]) -> Callable[[str, Any], Awaitable[object]]:
         return functools.partial(self.run, function)
@@ -67,19 +69,37 @@ class _Call:
     def __init__(self, threads: Threads, function: Callable[[str, Any], Any]) -> None:
         self._threads, self._function = threads, function
         self._running = self._abandoned = False
+        self._error: BaseException | None = None
 
     def __call__(self, station_id: str, module_input: object) -> object:
-        self._running = True
+        with self._threads._lock:
+            if self._abandoned:
+                return None  # while the thread was starting
+            self._running = True
         try:
             return self._function(station_id, module_input)
+        except BaseException as error:
+            # Not through Trio: its frames would keep the error, which keeps them.  And a Cancelled that comes out of
+            # Trio is our own cancellation, not one that the function had stored somewhere.
+            self._error = error
+            return None
         finally:
             with self._threads._lock:
                 self._running = False
                 if self._abandoned:
                     self._threads._abandoned -= 1
 
+    def raise_error(self) -> None:
+        """Raise what the function raised, if it did."""
+        error, self._error = self._error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error
+
     def abandon(self) -> None:
         with self._threads._lock:
+            self._abandoned = True
             if self._running:
-                self._abandoned = True
                 self._threads._abandoned += 1
