@@ -279,6 +279,16 @@ class Broker:
         """End it as a power cut does (SIGKILL)."""
         self._end(signal.SIGKILL, 10)
 
+    def freeze(self) -> None:
+        """Let it answer nobody any more, with all its connections open (SIGSTOP)."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on after `freeze`."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
     def stop(self, seconds: float = 15) -> None:
         """End it in good order (SIGTERM); the hard way after *seconds*."""
         try:
@@ -423,8 +433,21 @@ def end_offsets(bootstrap: str, topic: str) -> dict[int, int]:
     """Where the next record of every partition will be, open transactions included."""
     admin = _admin(bootstrap)
     latest = {TopicPartition(topic, number): OffsetSpec.latest() for number in _partitions(admin, topic)}
-    found = admin.list_offsets(latest, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=10)
-    return {part.partition: future.result(timeout=15).offset for part, future in found.items()}
+    ends: dict[int, int] = {}
+
+    def answered() -> bool:
+        found = admin.list_offsets(latest, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=10)
+        try:
+            ends.update({part.partition: future.result(timeout=15).offset for part, future in found.items()})
+        except KafkaException as error:
+            # Of a topic that was made a moment ago its leader may not know yet.
+            if error.args[0].code() != KafkaError.NOT_LEADER_FOR_PARTITION:
+                raise
+            return False
+        return True
+
+    _poll(answered, f"the leaders of {topic} know the ends of their partitions")
+    return ends
 
 
 def committed(bootstrap: str, group: str, topic: str) -> dict[int, int | None]:

@@ -14,7 +14,6 @@ import pytest
 import trio
 import trio.testing
 
-
 import trioagg
 from trioagg import BatchReport, CompletedBy, Verdict, run_batch
 

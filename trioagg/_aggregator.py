@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 import trio
 
 from ._blame import lone_errors_bare
+from ._collector import each_once
 from ._context import BatchContext
-from ._errors import Closed
-from ._fanout import DEFAULT_RUNNING_STATIONS, Batch, Reaper, check_limits, serve
+from ._errors import Closed, StrayCancel
+from ._fanout import DEFAULT_RUNNING_STATIONS, Batch, Reaper, as_it_is_now, check_limits, serve
 from ._intake import Intake, describe_stragglers
 from ._lanes import Threads, is_async
 from ._observer import Log, LogLanguage, Observer, Observers
@@ -200,7 +201,7 @@ class BatchResultAggregator(Generic[T]):
         if batch_id in self._open:
             await trio.lowlevel.checkpoint()
             raise ValueError(f"batch {batch_id} is open already")
-        return await self.admit(batch_id, dict.fromkeys(expected_stations), pushed=True)
+        return await self.admit(batch_id, each_once(expected_stations), pushed=True)
 
     def add_result(self, batch_id: str, station_id: str, result: dict[str, Any] | None) -> Answer:
         """Push an answer to an open batch by its id.  For a closed one it is late, for any other unknown."""
@@ -263,10 +264,13 @@ class BatchResultAggregator(Generic[T]):
             await trio.lowlevel.checkpoint()
             raise TypeError("this aggregator has no callback: give it one, or use create_batch() and push the answers")
         self._check_open()
+        stations = as_it_is_now(stations)
         await self._intake.enter()
         try:
             self._check_open()
-        except Closed:
+            if pushed and batch_id in self._open:  # since we began to wait
+                raise ValueError(f"batch {batch_id} is open already")
+        except (Closed, ValueError):
             self._intake.leave()
             raise
         assert self._nursery is not None
@@ -324,20 +328,31 @@ class BatchResultAggregator(Generic[T]):
 
     @asynccontextmanager
     async def _live(self) -> AsyncIterator[Self]:
-        with lone_errors_bare(), tuned_gc(self._tune_gc):
+        drained = False
+        watch = trio.CancelScope(shield=True)
+        with lone_errors_bare() as theirs, tuned_gc(self._tune_gc):
             async with trio.open_nursery() as outer:
-                outer.start_soon(self._name_stragglers, name="trioagg straggler watch")
+                outer.start_soon(self._name_stragglers, watch, name="trioagg straggler watch")
                 try:
                     async with trio.open_nursery() as nursery:
                         self._nursery = nursery
                         await nursery.start(self._uploader.run)
                         self._state = "open"
-                        yield self
+                        try:
+                            yield self
+                        except BaseException as error:
+                            theirs.append(error)
+                            raise
+                        finally:
+                            self.close()  # when it aborts, too: who waits to be let in would wait for ever
                         await self.drain()
                         self._uploader.finish()
+                        drained = True
                 finally:
                     self._state = "has ended"
-                outer.cancel_scope.cancel()
+                    watch.cancel()
+                if not drained:
+                    raise StrayCancel
 
     async def drain(self) -> None:
         """Take no new batch and bring up those in flight, within ``drain_timeout``; what is left then is aborted.
@@ -361,16 +376,16 @@ class BatchResultAggregator(Generic[T]):
             self._alive.discard(batch)
             self._intake.look_again()
 
-    async def _name_stragglers(self) -> None:
+    async def _name_stragglers(self, watch: trio.CancelScope) -> None:
         known: set[Batch] = set()
-        while True:
-            await trio.sleep(_NAME_STRAGGLERS_SECONDS)
-            old = {batch: nursery for batch, nursery in self._reaper.unreaped.items() if batch in known}
-            if old:
-                logger.warning(
-                    "still running after their cancellation: %s", "; ".join(describe_stragglers(old, most=20))
-                )
-            known = set(self._reaper.unreaped)
+        with watch:  # shielded: a block that aborts waits for stragglers too
+            while True:
+                await trio.sleep(_NAME_STRAGGLERS_SECONDS)
+                now = self._reaper.unreaped | self._reaper.aborted
+                old = {batch: nursery for batch, nursery in now.items() if batch in known}
+                if stragglers := describe_stragglers(old, most=20):
+                    logger.warning("still running after their cancellation: %s", "; ".join(stragglers))
+                known = set(now)
 
     def _check_open(self) -> None:
         if self._state != "open":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -34,13 +33,17 @@ def must_get_out(error: BaseException) -> BaseException | None:
 
 
 @contextmanager
-def lone_errors_bare() -> Iterator[None]:
-    """Let the only error in a group of groups leave as itself: a nursery of ours must not change what callers catch."""
+def lone_errors_bare() -> Iterator[list[BaseException]]:
+    """Let the only error in a group of groups leave as itself: a nursery of ours must not change what callers catch.
+
+    What the caller's own block raised goes into the list that this gives: even a group is left as it is then.
+    """
+    theirs: list[BaseException] = []
     try:
-        yield
+        yield theirs
     except BaseExceptionGroup as group:
         error: BaseException = group
-        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1 and error not in theirs:
             error = error.exceptions[0]
         if error is group:
             raise
@@ -51,9 +54,5 @@ def lone_errors_bare() -> Iterator[None]:
         finally:
             error.__context__ = context
             del error, context
-
-
-def dispose(value: object) -> None:
-    """Close a coroutine that nobody will await, so that Python does not warn about it somewhere else."""
-    if inspect.iscoroutine(value):
-        value.close()
+    finally:
+        theirs.clear()  # their tracebacks know this frame

@@ -11,6 +11,7 @@ The rules, all of them:
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -63,10 +64,8 @@ class BatchCollector:
         encode: Callable[[dict[str, Any]], bytes] | None = None,
         starts: Mapping[str, float] | None = None,
     ) -> None:
-        if isinstance(expected_stations, str | bytes):
-            raise TypeError(f"expected_stations must be several ids, not one string: use [{expected_stations!r}]")
         self.batch_id = batch_id
-        self._expected: dict[str, None] = dict.fromkeys(expected_stations)
+        self._expected = each_once(expected_stations)
         self._encode = encode
         self._starts = starts
         # Two plain dicts instead of a record for every answer: most ledgers are never read, only counted.
@@ -103,6 +102,7 @@ class BatchCollector:
         """
         if not isinstance(result, dict):
             error = None if result is None else BadResult(f"returned {type(result).__name__}, not a dict or None")
+            dispose(result)
             return self._add_other(station_id, error, run_seconds)
         if self._report is not None or station_id in self._runs or station_id not in self._expected:
             return self._refuse(station_id)
@@ -189,6 +189,23 @@ class BatchCollector:
             return Answer.LATE
         self.duplicates += 1
         return Answer.DUPLICATE
+
+
+def each_once(stations: Iterable[str]) -> dict[str, None]:
+    """The ids in their order.
+
+    Raises:
+      TypeError: if *stations* is one string instead of several.
+    """
+    if isinstance(stations, str | bytes):
+        raise TypeError(f"expected_stations must be several ids, not one string: use [{stations!r}]")
+    return dict.fromkeys(stations)
+
+
+def dispose(value: object) -> None:
+    """Close a coroutine that nobody will await, so that Python does not warn about it somewhere else."""
+    if inspect.iscoroutine(value) and inspect.getcoroutinestate(value) == inspect.CORO_CREATED:
+        value.close()
 
 
 def _without_tracebacks(error: BaseException) -> BaseException:

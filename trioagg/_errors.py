@@ -51,12 +51,14 @@ class Closed(TrioaggError):
 
 
 class StrayCancel(TrioaggError):
-    """Somebody else cancelled the nursery that a batch's stations run in, so its list would be silently incomplete."""
+    """Somebody else cancelled a nursery of ours: that of a batch's stations, or one that all batches have in common
+    (*batch_id* is None then).  A list would be silently incomplete or missing."""
 
-    def __init__(self, batch_id: str) -> None:
+    def __init__(self, batch_id: str | None = None) -> None:
+        whose = "the aggregator" if batch_id is None else f"batch {batch_id}"
         super().__init__(
-            f"the nursery of batch {batch_id} was cancelled from outside; "
-            "cancel a scope of your own inside the callback instead"
+            f"the nursery of {whose} was cancelled from outside; "
+            "cancel a scope of your own inside the callback or handler instead"
         )
         self.batch_id = batch_id
 

@@ -8,13 +8,14 @@ that waits has a task to itself; one that does not costs none.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextvars import copy_context
 from operator import is_
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
 
-from ._blame import dispose, lone_errors_bare, must_get_out
+from ._blame import lone_errors_bare, must_get_out
 from ._collector import BatchCollector
 from ._context import BatchContext, batch_context
 from ._errors import StrayCancel
@@ -23,7 +24,7 @@ from ._observer import Observer
 from ._records import Answer, BatchReport, CompletedBy
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
 
     StationCallback = Callable[[str, Any], Awaitable[object]]
 
@@ -172,6 +173,7 @@ async def run_batch(
       max_running_stations: How many stations run at once.
 
     Raises:
+      TypeError: if *stations* is not a mapping.
       ValueError: if *batch_timeout* is negative or *max_running_stations* is less than 1.
       StrayCancel: if the callback cancelled the nursery that it runs in.
       KeyboardInterrupt, SystemExit: if a station raises it.  Whatever else a station raises is its verdict.
@@ -181,13 +183,24 @@ async def run_batch(
     """
     check_limits(batch_timeout=batch_timeout, max_running_stations=max_running_stations)
     opened = trio.current_time()
-    stations = dict(stations.items())  # as it is now, whatever the callback does to it
+    stations = as_it_is_now(stations)
     batch = Batch(BatchContext(batch_id=batch_id, deadline=opened + batch_timeout), stations, opened=opened)
     call = callback if is_async(callback) else Threads(_THREADS_OF_ONE_BATCH).bind(callback)
     with lone_errors_bare():
         await serve(batch, stations, call, max_running_stations, Reaper(), lambda report: None)
     assert batch.report is not None
     return batch.report
+
+
+def as_it_is_now(stations: Mapping[str, T]) -> dict[str, T]:
+    """The stations of a batch, whatever callers and callbacks do to their mapping while it runs.
+
+    Raises:
+      TypeError: if *stations* is not a mapping.
+    """
+    if not isinstance(stations, Mapping):
+        raise TypeError(f"stations must be a mapping of station ids to values, not {type(stations).__name__}")
+    return dict(stations)
 
 
 def check_limits(*, batch_timeout: float, max_running_stations: int) -> None:
@@ -317,6 +330,8 @@ class _Servers:
             starts[station_id] = began - opened
             try:
                 result = await call(station_id, module_input)
+                ended = now()
+                answer = collector.add_result(station_id, result, ended - began)
             except BaseException as error:  # noqa: ASYNC103, ASYNC104 - what must get out is raised
                 out = must_get_out(error)
                 if out is not None:
@@ -328,11 +343,6 @@ class _Servers:
                         del out  # else its traceback keeps this frame, which keeps it
                 ended = now()
                 answer = collector.add_failure(station_id, error, ended - began)
-            else:
-                ended = now()
-                answer = collector.add_result(station_id, result, ended - began)
-                if result.__class__ is not dict and result is not None:
-                    dispose(result)
             if answer is not Answer.ACCEPTED or batch._hears_answers:
                 batch._heard(station_id, answer)
             elif not collector.missing:

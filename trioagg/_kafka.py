@@ -64,6 +64,8 @@ class Kafka:
         self._errors = LoopErrors()
         self._failure: BaseException | None = None
         self._failed, self._asked_to_end = trio.Event(), trio.Event()
+        # Not nursery.start(): cancelled between the two, it would wait for a task that is shielded already.
+        self._ready = trio.Event()
         self._ended, self._body_left = trio.Event(), trio.Event()
         self._last_commit = False
         self._end_seconds = _ABORT_SECONDS
@@ -159,7 +161,7 @@ class Kafka:
         if self._source is not None:
             self._source.release()
 
-    async def _host(self, task_status: trio.TaskStatus[None]) -> None:
+    async def _host(self) -> None:
         """The task that the asyncio loop lives in.  Its context has that loop as the current one, nobody else's has."""
         async with open_drained_loop(self._errors) as loop:
             self._loop = loop
@@ -170,7 +172,7 @@ class Kafka:
                 await self._end(loop)
                 raise
             self.records = self._source.records
-            task_status.started()
+            self._ready.set()
             # It outlives the cancellation of the block: until the block is left, there may be something to do.
             with trio.CancelScope(shield=True):
                 await self._asked_to_end.wait()
@@ -284,10 +286,11 @@ async def open_kafka(
     kafka = Kafka(connect_timeout, start_aio)
     with lone_errors_bare(), hush.installed():
         async with trio.open_nursery() as nursery:
-            await nursery.start(kafka._host)
-            nursery.start_soon(kafka._raise_failure)
-            nursery.start_soon(kafka._watch_loop, nursery.cancel_scope)
             try:
+                nursery.start_soon(kafka._host)
+                await kafka._ready.wait()
+                nursery.start_soon(kafka._raise_failure)
+                nursery.start_soon(kafka._watch_loop, nursery.cancel_scope)
                 yield kafka
             finally:
                 kafka._body_left.set()

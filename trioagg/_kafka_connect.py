@@ -23,7 +23,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 from ._errors import ConnectFailed, KafkaError, TopicUnavailable, TrioaggError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Coroutine, Iterator
 
     from ._settings import KafkaSettings
 
@@ -275,6 +275,32 @@ async def _ask_aio(
         found[topic] = sorted(partition[1] for partition in partitions)
     brokers = [(host, port) for _, host, port, *_ in answer.brokers]
     return brokers, found
+
+
+async def unhurried_aio(start: Coroutine[Any, Any, None]) -> None:
+    """Await the start of a client; a cancellation waits a second for its end.
+
+    Cancelled in its first question, it forgets the connection that it asked over.
+    """
+    task = asyncio.create_task(start)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await ended_aio(task, _SHORTEST_TRY_SECONDS)
+        raise
+
+
+async def ended_aio(task: asyncio.Task[Any], seconds: float, *, cancel: bool = True) -> bool:
+    """Give a task so long to end, cancel it then, and let nobody complain that its error was not looked at."""
+    if not task.done() and seconds > 0:
+        await asyncio.wait({task}, timeout=seconds)
+    ended = task.done()
+    if not ended and cancel:
+        task.cancel()
+        await asyncio.wait({task}, timeout=_SHORTEST_TRY_SECONDS)
+    if task.done() and not task.cancelled():
+        task.exception()
+    return ended
 
 
 def abandon(client: Any) -> None:

@@ -15,7 +15,7 @@ import aiokafka.errors
 import trio
 
 from ._errors import Closed, KafkaError
-from ._kafka_connect import RETRY_BACKOFF_SECONDS, abandon, look_for_topic_aio
+from ._kafka_connect import RETRY_BACKOFF_SECONDS, abandon, look_for_topic_aio, unhurried_aio
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -123,7 +123,7 @@ class Sink:
 
     async def start_aio(self) -> None:
         self._producer = self._new_producer(self._address.reached)
-        await self._producer.start()
+        await unhurried_aio(self._producer.start())
         for work in (self._write_aio(), self._watch_aio()):
             task = asyncio.create_task(work, name="trioagg sink")
             task.add_done_callback(self._one_ended)
@@ -275,7 +275,7 @@ class Sink:
         while True:
             self._producer = self._new_producer(self._address.bootstrap_servers)
             try:
-                await self._producer.start()
+                await unhurried_aio(self._producer.start())
             except aiokafka.errors.KafkaConnectionError:
                 await self._retire_aio(self._producer, _STOP_SECONDS)
                 await asyncio.sleep(RETRY_BACKOFF_SECONDS)

@@ -20,7 +20,7 @@ from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.protocol.group import LeaveGroupRequest
 
-from ._kafka_connect import RETRY_BACKOFF_SECONDS, abandon, look_for_topic_aio
+from ._kafka_connect import RETRY_BACKOFF_SECONDS, abandon, ended_aio, look_for_topic_aio, unhurried_aio
 from ._watermark import Watermark
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ class Source:
             max_partition_fetch_bytes=fetch,
             fetch_max_bytes=settings.max_fetch_bytes,
         )
-        await self._consumer.start()
+        await unhurried_aio(self._consumer.start())
         self._consumer.subscribe(topics=self._topics, listener=_Listener(self))
         self._pump = self._spawn(self._pump_aio(), "pump")
         self._spawn(self._commits_aio(), "commits")
@@ -241,23 +241,23 @@ class Source:
             event.set()
         if self._pump is not None:
             # It ends by itself, but where its poll waits for a rebalance to end.
-            await _ended_aio(self._pump, 0.0 if self._rebalancing else min(4 * _POLL_SECONDS, left(0.3)))
+            await ended_aio(self._pump, 0.0 if self._rebalancing else min(4 * _POLL_SECONDS, left(0.3)))
         if commit and self._consumer is not None:
             last = asyncio.create_task(self._commit_aio())
-            if not await _ended_aio(last, left(0.6)) or last.exception() is not None or not last.result():
+            if not await ended_aio(last, left(0.6)) or last.exception() is not None or not last.result():
                 logger.error("the last commit was not acknowledged: some batches will be processed again")
         for task in list(self._tasks):
-            await _ended_aio(task, 0)
+            await ended_aio(task, 0)
         self.release()
         for claim in self._claims.values():
             claim.state = "closed"
         if self._consumer is None:
             return
         stop = asyncio.create_task(self._consumer.stop())
-        if not await _ended_aio(stop, left(0.5), cancel=False):
+        if not await ended_aio(stop, left(0.5), cancel=False):
             # It waits for a rebalance to end, or for an answer that does not come.
             await self._leave_aio(left(0.5))
-            await _ended_aio(stop, 0)
+            await ended_aio(stop, 0)
             abandon(getattr(self._consumer, "_client", None))
 
     async def _leave_aio(self, seconds: float) -> None:
@@ -269,7 +269,7 @@ class Source:
             return
         client = self._consumer._client
         request = LeaveGroupRequest(self._group_id, member)
-        await _ended_aio(asyncio.create_task(client.send(node, request)), seconds)
+        await ended_aio(asyncio.create_task(client.send(node, request)), seconds)
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=f"trioagg {name}")
@@ -434,7 +434,7 @@ class Source:
                 await asyncio.wait({task}, timeout=seconds)
             finally:
                 if not task.done():
-                    await _ended_aio(task, 0)
+                    await ended_aio(task, 0)
             if task.cancelled():
                 return False
             error = task.exception()
@@ -549,16 +549,3 @@ async def _set_aio(event: asyncio.Event, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await event.wait()
-
-
-async def _ended_aio(task: asyncio.Task[Any], seconds: float, *, cancel: bool = True) -> bool:
-    """Give a task so long to end, cancel it then, and let nobody complain that its error was not looked at."""
-    if not task.done() and seconds > 0:
-        await asyncio.wait({task}, timeout=seconds)
-    ended = task.done()
-    if not ended and cancel:
-        task.cancel()
-        await asyncio.wait({task}, timeout=1.0)
-    if task.done() and not task.cancelled():
-        task.exception()
-    return ended

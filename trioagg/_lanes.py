@@ -45,7 +45,7 @@ class Threads:
         """
         call = _Call(self, function)
         try:
-            result = await trio.to_thread.run_sync(
+            await trio.to_thread.run_sync(
                 call,
                 station_id,
                 module_input,
@@ -56,8 +56,7 @@ class Threads:
         except trio.Cancelled:
             call.abandon()
             raise
-        call.raise_error()
-        return result
+        return call.outcome()
 
     def bind(self, function: Callable[[str, Any], Any]) -> Callable[[str, Any], Awaitable[object]]:
         return functools.partial(self.run, function)
@@ -69,34 +68,35 @@ class _Call:
     def __init__(self, threads: Threads, function: Callable[[str, Any], Any]) -> None:
         self._threads, self._function = threads, function
         self._running = self._abandoned = False
+        self._result: object = None
         self._error: BaseException | None = None
 
-    def __call__(self, station_id: str, module_input: object) -> object:
+    def __call__(self, station_id: str, module_input: object) -> None:
         with self._threads._lock:
             if self._abandoned:
-                return None  # while the thread was starting
+                return  # while the thread was starting
             self._running = True
         try:
-            return self._function(station_id, module_input)
-        except BaseException as error:
+            self._result = self._function(station_id, module_input)
+        except BaseException as error:  # noqa: ASYNC103, ASYNC104 - in a thread, and `outcome` raises it
             # Not through Trio: its frames would keep the error, which keeps them.  And a Cancelled that comes out of
             # Trio is our own cancellation, not one that the function had stored somewhere.
             self._error = error
-            return None
         finally:
             with self._threads._lock:
                 self._running = False
                 if self._abandoned:
                     self._threads._abandoned -= 1
 
-    def raise_error(self) -> None:
-        """Raise what the function raised, if it did."""
+    def outcome(self) -> object:
+        """What the function returned or raised."""
         error, self._error = self._error, None
-        if error is not None:
-            try:
+        try:
+            if error is not None:
                 raise error
-            finally:
-                del error
+            return self._result
+        finally:
+            del error
 
     def abandon(self) -> None:
         with self._threads._lock:

@@ -155,7 +155,7 @@ class Log(Observer):
                 report.failed,
                 report.expected,
                 type(error).__name__,
-                error,
+                _words(error),
                 extra=_fields(report),
             )
         if not self._told_about_asyncio and _is_asyncio_without_a_bridge(error):
@@ -184,7 +184,7 @@ class Log(Observer):
             self._lines["failed"],
             report.batch_id,
             type(error).__name__,
-            error,
+            _words(error),
             attempt,
             attempts,
             exc_info=error if last else None,
@@ -195,9 +195,16 @@ class Log(Observer):
         logger.error(self._lines["skipped"], report.batch_id, extra=_fields(report))
 
 
+def _words(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # a stranger's class
+        return "(its message cannot be read)"
+
+
 def _is_asyncio_without_a_bridge(error: BaseException) -> bool:
     # The words are asyncio's and Trio's own; there is no class to tell these errors by.
-    text = str(error)
+    text = _words(error)
     return (isinstance(error, RuntimeError) and "no running event loop" in text) or (
         isinstance(error, TypeError) and "unrecognized yield message" in text
     )

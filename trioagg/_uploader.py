@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 import stamina
 import trio
 
-from ._blame import dispose, must_get_out
+from ._blame import must_get_out
+from ._collector import dispose
 from ._context import BatchContext, batch_context
-from ._errors import KafkaError, TrioaggError, UploadFailed, UploadTimedOut
+from ._errors import KafkaError, StrayCancel, TrioaggError, UploadFailed, UploadTimedOut
 from ._lanes import is_async
 
 if TYPE_CHECKING:
@@ -115,11 +116,14 @@ async def _guarded(call: Callable[..., Awaitable[Any]], *args: object, **kwargs:
         return await call(*args, **kwargs)
     except BaseException as error:  # noqa: ASYNC103 - what must get out is raised; the rest is a failed try
         out = must_get_out(error)
-        if out is not None and out is not error:
-            raise out from None  # noqa: ASYNC104 - it is the part that is Cancelled
-        if out is error or isinstance(error, Exception):
-            raise
-        raise TrioaggError(f"the handler raised {type(error).__name__}") from error  # noqa: ASYNC104 - not Trio's own
+        try:
+            if out is not None and out is not error:
+                raise out from None  # noqa: ASYNC104 - it is the part that is Cancelled
+            if out is error or isinstance(error, Exception):
+                raise
+            raise TrioaggError(f"the handler raised {type(error).__name__}") from error  # noqa: ASYNC104 - not Trio's
+        finally:
+            del out  # else its traceback keeps this frame, which keeps it
 
 
 class Uploader:
@@ -147,13 +151,12 @@ class Uploader:
         self._lines: dict[Hashable, deque[Turn]] = {}
         self._finishing = trio.Event()
         self._nursery: trio.Nursery | None = None
-        self._failed = False
+        self._failed = self._over = False
 
     @property
     def waiting(self) -> int:
         """Lists whose upload has not begun, those that wait for their turn included."""
-        behind = sum(turn.upload is not None for line in self._lines.values() for turn in list(line)[1:])
-        return len(self._waiting) + behind
+        return len(self._waiting) + len(self._behind_others())
 
     @property
     def running(self) -> int:
@@ -169,6 +172,9 @@ class Uploader:
 
     def submit(self, upload: Upload) -> None:
         """Take a list.  Never waits, never fails."""
+        if self._over:
+            upload.when_done(False)
+            return
         turn = upload.turn
         turn.upload = upload
         if turn.key is None or self._lines[turn.key][0] is turn:
@@ -190,13 +196,7 @@ class Uploader:
 
     def drop(self, unwanted: Callable[[BatchContext], bool]) -> int:
         """Give up the lists of some batches, begun or not; says how many.  A try in a thread is waited for."""
-        waiting = [upload for upload in self._waiting if unwanted(upload.context)]
-        waiting += [
-            turn.upload
-            for line in self._lines.values()
-            for turn in list(line)[1:]
-            if turn.upload is not None and unwanted(turn.upload.context)
-        ]
+        waiting = [upload for upload in (*self._waiting, *self._behind_others()) if unwanted(upload.context)]
         running = [upload for upload in self._running if unwanted(upload.context)]
         for upload in running:
             upload.scope.cancel()
@@ -213,21 +213,32 @@ class Uploader:
 
         Raises:
           UploadFailed: when a list is given up, if ``on_upload_failure`` is ``stop``.
+          StrayCancel: if a handler cancelled the nursery that it runs in.
 
         Cancellation: uploads that are under way are cancelled; a try in a thread is waited for.
         """
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            task_status.started()
-            await self._finishing.wait()
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                task_status.started()
+                await self._finishing.wait()
+        finally:
+            self._over = True
+            for upload in (*self._running, *self._waiting, *self._behind_others()):
+                upload.when_done(False)  # somebody may wait for it outside of everything that ends here
+        if not self._finishing.is_set():
+            raise StrayCancel
 
     def finish(self) -> None:
         """No more lists will come: :meth:`run` returns when all are up."""
         self._finishing.set()
 
+    def _behind_others(self) -> list[Upload]:
+        """Lists that wait for their turn."""
+        return [turn.upload for line in self._lines.values() for turn in list(line)[1:] if turn.upload is not None]
+
     def _start_some(self) -> None:
-        assert self._nursery is not None
-        while self._waiting and self._free:
+        while self._waiting and self._free and not self._failed:
             upload = self._waiting.popleft()
             self._free -= 1
             self._running.add(upload)
@@ -241,11 +252,12 @@ class Uploader:
     async def _bring_up(self, upload: Upload) -> None:
         up = False
         with upload.scope:
+            await trio.lowlevel.checkpoint_if_cancelled()  # in a block that aborts no handler is called any more
             up = await self._try_until_up(upload)
-        self._running.remove(upload)
-        self._free += 1
         if self._failed:
             return  # the service ends: nothing may count as up any more
+        self._running.remove(upload)
+        self._free += 1
         self._done(upload, up=up)
         self._start_some()
 
@@ -262,7 +274,8 @@ class Uploader:
                 await self._try(upload, tries)
             else:
                 async for attempt in stamina.retry_context(
-                    on=lambda error: not isinstance(error, _NOT_WORTH_RETRYING),
+                    # Exceptions alone: stamina would try again after Cancelled and Ctrl-C too.
+                    on=lambda error: isinstance(error, Exception) and not isinstance(error, _NOT_WORTH_RETRYING),
                     attempts=self._attempts,
                     timeout=None,
                     wait_initial=_FIRST_WAIT_SECONDS,
@@ -273,6 +286,8 @@ class Uploader:
                         tries = attempt.num
                         await self._try(upload, tries)
         except Exception as error:
+            if upload.scope.cancel_called:
+                return False  # noqa: ASYNC910 - it was given up while its last try was under way
             if self._on_upload_failure == "skip":
                 self._observer.upload_skipped(upload.report)
                 return True  # noqa: ASYNC910 - every try is a checkpoint
