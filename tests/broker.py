@@ -95,6 +95,13 @@ _DIE_WITH_PARENT = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.ex
 _starter = ThreadPoolExecutor(1, thread_name_prefix="trioagg tests: broker starter")
 
 
+_NO_COORDINATOR_YET = (
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+)
+
+
 class NoKafka(Exception):
     """There is no broker to be had on this machine; the message says what to install."""
 
@@ -433,21 +440,8 @@ def end_offsets(bootstrap: str, topic: str) -> dict[int, int]:
     """Where the next record of every partition will be, open transactions included."""
     admin = _admin(bootstrap)
     latest = {TopicPartition(topic, number): OffsetSpec.latest() for number in _partitions(admin, topic)}
-    ends: dict[int, int] = {}
-
-    def answered() -> bool:
-        found = admin.list_offsets(latest, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=10)
-        try:
-            ends.update({part.partition: future.result(timeout=15).offset for part, future in found.items()})
-        except KafkaException as error:
-            # Of a topic that was made a moment ago its leader may not know yet.
-            if error.args[0].code() != KafkaError.NOT_LEADER_FOR_PARTITION:
-                raise
-            return False
-        return True
-
-    _poll(answered, f"the leaders of {topic} know the ends of their partitions")
-    return ends
+    found = admin.list_offsets(latest, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=10)
+    return {part.partition: future.result(timeout=15).offset for part, future in found.items()}
 
 
 def committed(bootstrap: str, group: str, topic: str) -> dict[int, int | None]:
@@ -455,7 +449,16 @@ def committed(bootstrap: str, group: str, topic: str) -> dict[int, int | None]:
     consumer = Consumer({**_settings(bootstrap), "group.id": group})
     try:
         parts = [TopicPartition(topic, number) for number in _partitions(consumer, topic)]
-        found = consumer.committed(parts, timeout=15)
+        deadline = time.monotonic() + 15
+        while True:
+            try:
+                found = consumer.committed(parts, timeout=15)
+                break
+            except KafkaException as error:
+                # A broker that has just started is not yet the coordinator that its metadata say it is.
+                if error.args[0].code() not in _NO_COORDINATOR_YET or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
         return {part.partition: part.offset if part.offset >= 0 else None for part in found}
     finally:
         consumer.close()

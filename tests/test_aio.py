@@ -111,7 +111,7 @@ async def test_a_loop_that_we_do_not_know_works_undrained_and_says_so(
 
     async with trio_asyncio.open_loop() as loop:
         before = loop._main_loop_one
-        _aio._drain(Unknown(loop))
+        _aio._drain(Unknown(loop), LoopErrors())
         assert loop._main_loop_one == before
         await loop.run_aio_coroutine(asyncio.sleep(0))
     assert "slow under load" in caplog.text
@@ -134,6 +134,19 @@ async def test_an_error_that_nobody_looks_at_is_logged_and_counted(caplog: pytes
     assert errors.count == 2
     assert "in a callback" in caplog.text
     assert "in a future" in caplog.text
+
+
+async def test_an_exit_out_of_a_callback_is_told_and_does_not_stop_the_loop() -> None:
+    told: list[BaseException] = []
+
+    async def leave_aio() -> None:
+        raise SystemExit(3)
+
+    async with open_drained_loop(LoopErrors(told.append)) as loop:
+        with pytest.raises(SystemExit):
+            await loop.run_aio_coroutine(leave_aio())
+        await loop.run_aio_coroutine(asyncio.sleep(0))
+    assert [type(error) for error in told] == [SystemExit]
 
 
 def test_ctrl_c_in_an_asyncio_callback_ends_the_program() -> None:

@@ -10,6 +10,7 @@ import asyncio
 import gc
 import json
 import logging
+import os
 import random
 import signal
 import subprocess
@@ -218,7 +219,7 @@ def test_an_interrupt_ends_the_run_fifty_times_whatever_it_interrupts(kafka: Kaf
     load = Load(kafka.bootstrap, 3000, stations=20)
     chance = random.Random()
     began_at, longest, under_load = [], 0.0, 0
-    for _ in range(50):
+    for number in range(50):
         committed = {number: offset or 0 for number, offset in load.committed().items()}
         began_at.append(committed)
         if load.sent - sum(committed.values()) < 1500:
@@ -234,7 +235,9 @@ def test_an_interrupt_ends_the_run_fifty_times_whatever_it_interrupts(kafka: Kaf
             async with service.start(double):
                 await trio.sleep_forever()
 
-        timer = threading.Timer(chance.uniform(0.02, 1.0), interrupt)
+        # Every third one while it starts and joins its group, the others under load.
+        moment = chance.uniform(0.01, 0.4) if number % 3 == 0 else chance.uniform(0.4, 0.9)
+        timer = threading.Timer(moment, interrupt)
         timer.daemon = True
         with pytest.raises(KeyboardInterrupt):
             timer.start()
@@ -320,7 +323,8 @@ async def test_a_stop_in_the_midst_of_a_rebalance_loses_and_repeats_nothing(kafk
             await trio.sleep(random.uniform(0.0, 1.5))
             with trio.fail_after(10):
                 await old.stop()
-            assert old.statistics().uploaded == old.statistics().opened
+            statistics = old.statistics()
+            assert statistics.opened == statistics.uploaded + statistics.completed_by.get("aborted", 0)
             old = new
         await old.stop()
     await do_the_rest(load)
@@ -333,7 +337,8 @@ async def test_a_stop_in_the_midst_of_a_rebalance_loses_and_repeats_nothing(kafk
 async def test_a_signal_ends_the_demonstration_with_its_table(number: signal.Signals) -> None:
     command = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-m", "trioagg"]
     command += ["demo", "--batches", "1000", "--rate", "50"]
-    process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    wide = {**os.environ, "COLUMNS": "120"}
+    process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=wide)
     said = b""
     try:
         with trio.fail_after(30):
@@ -511,12 +516,11 @@ async def test_members_that_come_and_go_every_two_seconds_lose_and_repeat_nothin
 async def test_a_revoke_while_everything_is_full_waits_for_the_lists(kafka: Kafka, kind: str) -> None:
     load = await in_thread(partial(Load, kafka.bootstrap, 40, partitions=4))
     up: Counter[str] = Counter()
-    handler = _slow_handler(up, 0.5, kind)
     settings = {"result_topic": None, "max_batches_in_flight": 4, "max_uploads": 2}
     first, second = load.service(**settings), load.service(**settings)
-    async with running(first, double, handler):
+    async with running(first, double, _slow_handler(up, kind, [0.5] * 40)):
         await until(lambda: first.statistics().running_uploads == 2 and first.statistics().waiting_uploads == 2)
-        async with running(second, double, handler):
+        async with running(second, double, _slow_handler(up, kind, [])):
             await until(lambda: len(up) == load.sent)
     assert set(up.values()) == {1}
     assert min(first.statistics().uploaded, second.statistics().uploaded) > 0
@@ -530,26 +534,29 @@ async def test_what_a_revoke_cannot_wait_for_is_done_by_the_next_owner(kafka: Ka
     up: Counter[str] = Counter()
     settings = {"result_topic": None, "max_batches_in_flight": 4, "max_uploads": 2, "revoke_timeout": 0.5}
     first, second = load.service(**settings), load.service(**settings)
-    async with running(first, double, _slow_handler(up, 3.0, kind)):
+    async with running(first, double, _slow_handler(up, kind, [4.0, 4.0])):
         await until(lambda: first.statistics().running_uploads == 2 and first.statistics().waiting_uploads == 2)
-        async with running(second, double, _slow_handler(up, 0.1, kind)):
+        async with running(second, double, _slow_handler(up, kind, [])):
             await until(lambda: first.statistics().kafka.dropped_records > 0)
-            await until(lambda: len(up) == load.sent, 60)
+            await until(lambda: len(up) == load.sent)
             assert first.statistics().kafka.assigned
+            assert second.statistics().kafka.assigned
     dropped = first.statistics().kafka.dropped_records
-    assert 0 < dropped <= 4
+    assert 0 < dropped <= 5  # those in flight, and the one that waited for room
     # A try in a thread cannot be taken back: its list is up, and goes up again.
-    assert sum(up.values()) <= load.sent + (dropped if kind == "thread" else 0)
+    assert sum(up.values()) == load.sent + (2 if kind == "thread" else 0)
     assert await in_thread(load.committed) == await in_thread(load.ends)
 
 
-def _slow_handler(up: Counter[str], seconds: float, kind: str) -> Callable[[str, list], Any]:
+def _slow_handler(up: Counter[str], kind: str, seconds: list[float]) -> Callable[[str, list], Any]:
+    """A handler whose first calls take so many seconds each, and the others next to none."""
+
     async def handler(batch_id: str, results_list: list) -> None:
-        await trio.sleep(seconds)
+        await trio.sleep(seconds.pop() if seconds else 0.01)
         up[batch_id] += 1
 
     def in_a_thread(batch_id: str, results_list: list) -> None:
-        time.sleep(seconds)
+        time.sleep(seconds.pop() if seconds else 0.01)
         up[batch_id] += 1
 
     return handler if kind == "async" else in_a_thread

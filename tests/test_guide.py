@@ -17,6 +17,7 @@ import weakref
 from collections import Counter
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import pytest
@@ -930,23 +931,35 @@ class Noise:
             before, due = now - due, now + nap
 
 
+def waited_for_a_processor() -> float:
+    """Seconds for which this thread was ready while others had the processors; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    except OSError:
+        return 0.0
+
+
 async def test_a_hundred_stations_take_the_time_of_the_guide_on_the_real_clock() -> None:
     """典型性能指标（100个场站，5秒超时）: within 50 ms, beyond what the machine itself is late; all cases at once"""
     late: dict[str, float] = {}
+    machine: dict[str, float] = {}
 
     async def measure(case: str) -> None:
         stations, leaves, succeeded = TIMINGS[case]
-        left: list[tuple[float, int]] = []
+        left: list[tuple[float, float, int]] = []
 
         async def batch_upload_handler(batch_id: str, results_list: list[dict[str, Any]]) -> None:
-            left.append((trio.current_time(), len(results_list)))
+            left.append((trio.current_time(), waited_for_a_processor(), len(results_list)))
             await trio.lowlevel.checkpoint()
 
         async with BatchResultAggregator(follow, batch_upload_handler, batch_timeout=5.0) as aggregator:
             batch = await aggregator.submit("batch", stations)
-        ((moment, count),) = left
+            due = batch.deadline - 5.0 + leaves
+            await trio.sleep_until(due - 0.1)
+            waited_before = waited_for_a_processor()
+        ((moment, waited, count),) = left
         assert count == succeeded
-        late[case] = moment - (batch.deadline - 5.0) - leaves
+        late[case], machine[case] = moment - due, waited - waited_before
 
     gc.collect()  # what other tests have left behind is not what is measured
     with Noise() as noise:
@@ -954,8 +967,8 @@ async def test_a_hundred_stations_take_the_time_of_the_guide_on_the_real_clock()
             for case in TIMINGS:
                 nursery.start_soon(measure, case)
     assert late.keys() == TIMINGS.keys()
-    assert min(late.values()) >= 0, late
-    assert max(late.values()) <= 0.050 + noise.seconds, (late, noise.seconds)
+    for case in TIMINGS:
+        assert 0 <= late[case] <= 0.050 + machine[case] + noise.seconds, (case, late, machine, noise.seconds)
 
 
 # 常见问题

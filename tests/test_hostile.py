@@ -804,7 +804,7 @@ async def test_a_thread_that_hangs_is_left_behind_and_counted() -> None:
     try:
         async with BatchResultAggregator(callback, handler, batch_timeout=0.1) as aggregator:
             report = await aggregator.run("b", {"works": 1, "hangs": 2})
-            assert 0.1 <= report.seconds < 0.2
+            assert 0.1 <= report.seconds < 1
             assert report.stations["hangs"].verdict is Verdict.TIMED_OUT
             with trio.fail_after(5):
                 while aggregator.statistics().abandoned_threads != 1:

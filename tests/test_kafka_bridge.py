@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
+import signal
 import socket
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -450,3 +452,412 @@ async def test_another_way_of_talking(kafka: Kafka, settings: dict[str, Any], se
 def unused_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         return int(taken.getsockname()[1])
+
+
+# Results.
+
+
+async def test_a_result_is_there_when_send_returns(kafka: Kafka, topic: str) -> None:
+    results = create_topic(kafka.bootstrap, unique("out"), partitions=2)
+    with trio.fail_after(30):
+        async with opened(kafka.bootstrap, [topic], unique("group"), result_topic=results) as bridge:
+            await bridge.send(b"key", b"value", [("h", b"1")])
+            (message,) = read_all(kafka.bootstrap, results)
+            assert (message.key(), message.value(), message.headers()) == (b"key", b"value", [("h", b"1")])
+            async with trio.open_nursery() as nursery:
+                for number in range(500):
+                    nursery.start_soon(bridge.send, b"%d" % number, b"x" * 1000, [])
+            await bridge.close(5)
+    assert sorted(int(message.key()) for message in read_all(kafka.bootstrap, results) if message.key() != b"key") == list(
+        range(500)
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "sentence"),
+    [(2_000_000, "the broker takes no message of this size"), (40_000_000, "it is larger than 33554432 bytes")],
+)
+async def test_a_result_that_is_too_large_fails_alone(kafka: Kafka, topic: str, size: int, sentence: str) -> None:
+    results = create_topic(kafka.bootstrap, unique("out"), partitions=1)
+    arrived: list[bytes] = []
+    refused: list[str] = []
+
+    async def send(bridge: _kafka.Kafka, key: bytes, value: bytes) -> None:
+        try:
+            await bridge.send(key, value, [])
+            arrived.append(key)
+        except KafkaError as error:
+            refused.append(str(error))
+
+    with trio.fail_after(60):
+        async with opened(kafka.bootstrap, [topic], unique("group"), result_topic=results) as bridge:
+            async with trio.open_nursery() as nursery:
+                for number in range(200):
+                    nursery.start_soon(send, bridge, b"%d" % number, b"x" * (size if number in (50, 120) else 2000))
+            await bridge.send(b"later", b"x", [])
+            await bridge.close(5)
+    assert len(refused) == 2
+    assert all(sentence in text and f"to topic '{results}'" in text for text in refused)
+    there = [message.key() for message in read_all(kafka.bootstrap, results)]
+    assert len(there) == len(set(there)) == 199
+    assert set(there) == {*arrived, b"later"}
+
+
+async def test_results_that_are_too_large_only_together_all_arrive(kafka: Kafka, topic: str) -> None:
+    results = create_topic(kafka.bootstrap, unique("out"), 1, {"max.message.bytes": "20000"})
+    with trio.fail_after(60):
+        async with opened(kafka.bootstrap, [topic], unique("group"), result_topic=results) as bridge:
+            async with trio.open_nursery() as nursery:
+                for number in range(20):
+                    nursery.start_soon(bridge.send, b"%d" % number, b"x" * 5000, [])
+            await bridge.close(5)
+    assert sorted(int(message.key()) for message in read_all(kafka.bootstrap, results)) == list(range(20))
+
+
+async def test_a_result_topic_that_is_deleted_is_named(kafka: Kafka, topic: str) -> None:
+    results = create_topic(kafka.bootstrap, unique("out"))
+    with trio.fail_after(60):
+        async with opened(
+            kafka.bootstrap, [topic], unique("group"), result_topic=results, settings={"request_timeout": 2.0}
+        ) as bridge:
+            await bridge.send(b"1", b"x", [])
+            delete_topic(kafka.bootstrap, results)
+            with pytest.raises(TopicUnavailable, match=f"topic '{results}' .* does not exist"):
+                await bridge.send(b"2", b"x", [])
+
+
+async def test_an_input_topic_that_is_deleted_ends_the_block(kafka: Kafka, topic: str) -> None:
+    with trio.fail_after(60):
+        with pytest.raises(TopicUnavailable, match=f"topic '{topic}' .* does not exist"):
+            async with opened(kafka.bootstrap, [topic], unique("group")) as bridge:
+                await until(lambda: len(bridge.statistics().assigned) == 3)
+                delete_topic(kafka.bootstrap, topic)
+                await trio.sleep_forever()
+
+
+async def test_a_cancelled_send_harms_nobody(kafka: Kafka, topic: str) -> None:
+    results = create_topic(kafka.bootstrap, unique("out"))
+    with trio.fail_after(30):
+        async with opened(kafka.bootstrap, [topic], unique("group"), result_topic=results) as bridge:
+            async with trio.open_nursery() as nursery:
+                for number in range(50):
+                    nursery.start_soon(bridge.send, b"%d" % number, b"x", [])
+                await trio.sleep(0)
+                nursery.cancel_scope.cancel()
+            for number in range(50, 60):
+                await bridge.send(b"%d" % number, b"x", [])
+            await bridge.close(5)
+    there = {int(message.key()) for message in read_all(kafka.bootstrap, results)}
+    assert there >= set(range(50, 60))
+
+
+async def test_a_broker_that_restarts_under_sends_loses_and_doubles_nothing(
+    own_broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    topic = create_topic(own_broker.bootstrap, unique("in"), partitions=2)
+    results = create_topic(own_broker.bootstrap, unique("out"), partitions=2)
+    produce(own_broker.bootstrap, topic, [(None, str(number), number % 2) for number in range(200)])
+    group = unique("group")
+    count = 0
+    caplog.set_level(logging.INFO, "trioagg")
+
+    async def sender(bridge: _kafka.Kafka, name: int) -> None:
+        nonlocal count
+        for number in range(120):
+            await bridge.send(b"%d-%d" % (name, number), b"x" * 100, [])
+            count += 1
+            await trio.sleep(0.02)
+
+    with trio.fail_after(90):
+        async with opened(own_broker.bootstrap, [topic], group, result_topic=results) as bridge:
+            async with trio.open_nursery() as nursery:
+                for name in range(20):
+                    nursery.start_soon(sender, bridge, name)
+                for record in await take(bridge, 100):
+                    bridge.finish(record)
+                await until(lambda: count > 300)
+                own_broker.kill()
+                await trio.sleep(6)
+                await trio.to_thread.run_sync(own_broker.start)
+                for record in await take(bridge, 100):
+                    bridge.finish(record)
+            assert bridge.statistics().loop_errors == 0
+            await bridge.close(10)
+    there = [message.key() for message in read_all(own_broker.bootstrap, results)]
+    assert len(there) == len(set(there)) == 20 * 120
+    assert committed(own_broker.bootstrap, group, topic) == {0: 100, 1: 100}
+    told = [record.getMessage() for record in caplog.records if record.name == "trioagg"]
+    assert sum("has acknowledged nothing for" in line for line in told) == 1
+    assert sum("acknowledges again" in line for line in told) == 1
+    # It complains 50 to 110 times a second otherwise.
+    assert sum(record.name.startswith("aiokafka") for record in caplog.records) < 100
+
+
+# Ending without a broker.
+
+
+@pytest.mark.parametrize("how", ["kill", "freeze"])
+async def test_closing_without_a_broker_takes_its_time_and_no_more(own_broker: Broker, how: str) -> None:
+    topic = create_topic(own_broker.bootstrap, unique("in"))
+    produce(own_broker.bootstrap, topic, ["a"])
+    closed: list[BaseException] = []
+
+    async def send(bridge: _kafka.Kafka) -> None:
+        try:
+            await bridge.send(b"k", b"v", [])
+        except Closed as error:
+            closed.append(error)
+
+    with trio.fail_after(40), disturbed(own_broker, how) as disturb:
+        async with opened(
+            own_broker.bootstrap, [topic], unique("group"), result_topic=topic, commit_interval=60
+        ) as bridge:
+            (record,) = await take(bridge, 1)
+            disturb()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(send, bridge)
+                await trio.sleep(0.5)
+                bridge.finish(record)
+                started = time.monotonic()
+                with trio.move_on_after(0.5):
+                    await bridge.commit()
+                await bridge.close(3)
+                assert time.monotonic() - started < 3 + 15 + 1
+        assert len(closed) == 1
+
+
+@pytest.mark.parametrize("how", ["kill", "freeze"])
+async def test_an_abort_without_a_broker_takes_five_seconds_at_most(own_broker: Broker, how: str) -> None:
+    topic = create_topic(own_broker.bootstrap, unique("in"))
+    with trio.fail_after(40), disturbed(own_broker, how) as disturb:
+        with trio.CancelScope() as scope:
+            async with opened(
+                own_broker.bootstrap, [topic], unique("group"), result_topic=topic
+            ) as bridge, trio.open_nursery() as nursery:
+                await until(lambda: bool(bridge.statistics().assigned))
+                disturb()
+                nursery.start_soon(bridge.send, b"k", b"v", [])
+                await trio.sleep(0.5)
+                started = time.monotonic()
+                scope.cancel()
+        assert time.monotonic() - started < 5.5
+
+
+@contextmanager
+def disturbed(broker: Broker, how: str) -> Iterator[Callable[[], None]]:
+    pid = broker.pid
+    assert pid is not None
+    try:
+        yield broker.kill if how == "kill" else lambda: os.kill(pid, signal.SIGSTOP)
+    finally:
+        if broker.pid is not None:
+            os.kill(broker.pid, signal.SIGCONT)
+
+
+# Rebalances.
+
+
+async def test_a_second_member_gets_its_share_when_the_first_has_drained(kafka: Kafka) -> None:
+    topic = create_topic(kafka.bootstrap, unique("in"), partitions=4)
+    produce(kafka.bootstrap, topic, [(None, str(number), number % 4) for number in range(40)])
+    group = unique("group")
+    events: list[str] = []
+    with trio.fail_after(60):
+        async with opened(kafka.bootstrap, [topic], group, commit_interval=60) as first:
+            records = await take(first, 40)
+            for record in records[:-1]:
+                first.finish(record)
+            last = records[-1]
+
+            async def finish_later() -> None:
+                await until(lambda: not last.claim.live)
+                assert last.claim.state == "revoking"
+                await trio.sleep(1)
+                events.append("finished")
+                first.finish(last)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(finish_later)
+                async with opened(kafka.bootstrap, [topic], group) as second:
+                    await until(lambda: len(second.statistics().assigned) == 2)
+                    events.append("shared")
+                    assert len(first.statistics().assigned) == 2
+                    assert committed(kafka.bootstrap, group, topic) == {0: 10, 1: 10, 2: 10, 3: 10}
+                    # And the work goes on with both of them, each message once.
+                    produce(kafka.bootstrap, topic, [(None, "more", number % 4) for number in range(40)])
+                    for bridge in (first, second):
+                        assert [record.value for record in await take(bridge, 20)] == [b"more"] * 20
+                    assert first.statistics().rebalances == 1
+                    assert first.statistics().dropped_records == 0
+    assert events == ["finished", "shared"]
+
+
+async def test_what_is_not_done_in_time_is_dropped_and_its_late_end_moves_nothing(kafka: Kafka, topic: str) -> None:
+    produce(kafka.bootstrap, topic, [(None, str(number), number % 3) for number in range(9)])
+    group = unique("group")
+    dropped: list[_kafka.Claim] = []
+    with trio.fail_after(60):
+        async with opened(
+            kafka.bootstrap, [topic], group, dropped=dropped.extend, revoke_timeout=1.0, commit_interval=0.1
+        ) as first:
+            records = {(record.partition, record.offset): record for record in await take(first, 9)}
+            first.finish(records[0, 0])
+            async with opened(kafka.bootstrap, [topic], group, room=lambda: 0) as second:
+                await until(lambda: bool(second.statistics().assigned))
+                assert {claim.partition for claim in dropped} == {0, 1, 2}
+                assert {claim.state for claim in dropped} == {"closed"}
+                assert first.statistics().dropped_records == 8
+                for record in records.values():
+                    first.finish(record)
+                await first.commit()
+                assert first.statistics().late_finishes == 9
+                again = len(first.statistics().assigned)
+                assert again + len(second.statistics().assigned) == 3
+                found = committed(kafka.bootstrap, group, topic)
+                assert found[0] == 1
+                assert {found[1], found[2]} <= {None, 0}
+
+
+async def test_what_was_not_begun_is_not_waited_for(kafka: Kafka, topic: str) -> None:
+    produce(kafka.bootstrap, topic, [(None, str(number), 0) for number in range(9)])
+    group = unique("group")
+    with trio.fail_after(60):
+        async with opened(kafka.bootstrap, [topic], group, revoke_timeout=30) as first:
+            (record,) = await take(first, 1)  # eight more wait in the channel
+            first.finish(record)
+            started = time.monotonic()
+            async with opened(kafka.bootstrap, [topic], group, room=lambda: 0) as second:
+                await until(lambda: bool(second.statistics().assigned))
+                assert time.monotonic() - started < 5
+                assert committed(kafka.bootstrap, group, topic)[0] == 1
+
+
+async def test_a_revoke_that_waits_is_released_by_close_and_by_leaving(kafka: Kafka, topic: str) -> None:
+    produce(kafka.bootstrap, topic, [(None, str(number), number % 3) for number in range(6)])
+    group = unique("group")
+    with trio.fail_after(60):
+        for close in (True, False):
+            async with opened(kafka.bootstrap, [topic], group, revoke_timeout=30, commit_interval=60) as first:
+                records = await take(first, 6)
+                first.finish(next(record for record in records if (record.partition, record.offset) == (0, 0)))
+                async with opened(kafka.bootstrap, [topic], group, room=lambda: 0) as second:
+                    await until(lambda: records[0].claim.state == "revoking")
+                    started = time.monotonic()
+                    if close:
+                        await first.close(5)
+                        assert time.monotonic() - started < 2
+                        await until(lambda: len(second.statistics().assigned) == 3)
+                        assert committed(kafka.bootstrap, group, topic)[0] == 1
+                        produce(kafka.bootstrap, topic, [(None, "one more", 0)])
+            assert time.monotonic() - started < 5
+
+
+async def test_members_that_come_and_go_lose_and_double_nothing(kafka: Kafka) -> None:
+    topic = create_topic(kafka.bootstrap, unique("in"), partitions=6)
+    group = unique("group")
+    seen: list[bytes] = []
+    total = 3000
+    fed = trio.Event()
+
+    async def feed() -> None:
+        for start in range(0, total, 100):
+            batch = [(None, str(number), number % 6) for number in range(start, start + 100)]
+            await trio.to_thread.run_sync(produce, kafka.bootstrap, topic, batch)
+            await trio.sleep(0.3)
+        fed.set()
+
+    async def member(lifetime: float) -> None:
+        async with opened(kafka.bootstrap, [topic], group) as bridge, trio.open_nursery() as nursery:
+
+            async def work(record: _kafka.Record) -> None:
+                await trio.sleep(0.05)
+                assert record.value is not None
+                seen.append(record.value)
+                bridge.finish(record)
+
+            async def intake() -> None:
+                async for record in bridge.records:
+                    if record.claim.live:
+                        nursery.start_soon(work, record)
+                    else:
+                        bridge.discard(record)
+
+            nursery.start_soon(intake)
+            with trio.move_on_after(lifetime):
+                await until(lambda: len(set(seen)) == total, seconds=60)
+            bridge.stop_fetching()
+            await trio.sleep(0.1)
+            await bridge.close(5)
+
+    with trio.fail_after(90):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(feed)
+            nursery.start_soon(member, 1000)
+            while not fed.is_set():
+                await trio.sleep(1.2)
+                nursery.start_soon(member, 3)
+    assert len(seen) == total
+    assert sorted(map(int, seen)) == list(range(total))
+
+
+async def test_a_member_that_lost_its_session_drops_its_work_and_comes_back(own_broker: Broker) -> None:
+    topic = create_topic(own_broker.bootstrap, unique("in"))
+    produce(own_broker.bootstrap, topic, [str(number) for number in range(5)])
+    group = unique("group")
+    dropped: list[_kafka.Claim] = []
+    with trio.fail_after(60):
+        async with opened(
+            own_broker.bootstrap,
+            [topic],
+            group,
+            dropped=dropped.extend,
+            revoke_timeout=30,
+            settings={"session_timeout": 1.0, "heartbeat_interval": 0.3},
+        ) as bridge:
+            records = await take(bridge, 5)
+            time.sleep(2.5)  # noqa: ASYNC251 - a station that blocks the loop for longer than the session
+            again = await take(bridge, 5)
+            assert [record.offset for record in again] == [record.offset for record in records]
+            assert dropped == [records[0].claim]
+            bridge.finish(records[0])
+            bridge.finish(again[0])
+            await bridge.commit()
+            assert committed(own_broker.bootstrap, group, topic) == {0: 1}
+            assert bridge.statistics().late_finishes == 1
+
+
+# What goes wrong in the background.
+
+
+async def test_an_error_in_a_callback_of_ours_ends_the_block(kafka: Kafka, topic: str) -> None:
+    def room() -> int:
+        raise LookupError("in room()")
+
+    with trio.fail_after(20), pytest.raises(LookupError, match=r"in room\(\)"):
+        async with opened(kafka.bootstrap, [topic], unique("group"), room=room):
+            await trio.sleep_forever()
+
+
+async def test_an_error_while_partitions_are_given_back_ends_the_block(kafka: Kafka, topic: str) -> None:
+    produce(kafka.bootstrap, topic, [(None, "a", 0)])
+    group = unique("group")
+
+    def drop(claims: Collection[_kafka.Claim]) -> None:
+        raise LookupError("in dropped()")
+
+    with trio.fail_after(30), pytest.raises(LookupError, match=r"in dropped\(\)"):
+        async with opened(kafka.bootstrap, [topic], group, dropped=drop, revoke_timeout=0.2) as first:
+            await take(first, 1)
+            async with opened(kafka.bootstrap, [topic], group, room=lambda: 0):
+                await trio.sleep_forever()
+
+
+async def test_a_system_exit_in_the_loop_ends_the_block(kafka: Kafka, topic: str) -> None:
+    def leave() -> None:
+        raise SystemExit(3)
+
+    with trio.fail_after(30), pytest.raises(SystemExit):
+        async with opened(kafka.bootstrap, [topic], unique("group")) as bridge:
+            await until(lambda: bool(bridge.statistics().assigned))
+            bridge.loop.call_soon(leave)
+            await trio.sleep_forever()

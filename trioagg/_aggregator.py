@@ -400,7 +400,9 @@ class BatchResultAggregator(Generic[T]):
 
     def _forget(self) -> None:
         # Whenever somebody looks, not in a task that wakes up for it: nothing else reads them.
-        now = trio.current_time() if self._remembered else 0.0
+        if not trio.lowlevel.in_trio_run():
+            return  # statistics are asked for after the run too, and by threads
+        now = trio.current_time()
         while self._remembered and next(iter(self._remembered.values())) <= now:
             self._remembered.popitem(last=False)
 

@@ -33,18 +33,31 @@ service_loop: ContextVar[Any] = ContextVar("trioagg_service_loop")
 
 
 class LoopErrors:
-    """What went wrong in a loop where nobody looked: logged, counted, and no more.
+    """What went wrong in a loop where nobody looked.
 
-    trio-asyncio's own handler raises it into the loop's nursery: one future that nobody looked at ends the program.
+    An error is logged, counted, and no more: trio-asyncio's own handler raises it into the loop's nursery, and one
+    future that nobody looked at ends the program.
+
+    Args:
+      exits: Told of a SystemExit or KeyboardInterrupt out of a callback.  Raised into the loop's own task it would
+        leave everybody who waits for something of asyncio waiting for ever.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, exits: Callable[[BaseException], None] | None = None) -> None:
         self.count = 0
+        self._exits = exits
 
     def __call__(self, loop: object, context: dict[str, Any]) -> None:
         self.count += 1
         error = context.get("exception")
         logger.error("in the asyncio loop: %s", context.get("message"), exc_info=error if error is not None else None)
+
+    def exited(self, error: BaseException) -> None:
+        self.count += 1
+        if self._exits is not None:
+            self._exits(error)
+        else:
+            logger.error("in the asyncio loop: %s, which is not for a callback to say", type(error).__name__)
 
 
 @asynccontextmanager
@@ -58,15 +71,19 @@ async def open_drained_loop(errors: LoopErrors | None = None) -> AsyncIterator[A
     import trio_asyncio
 
     async with trio_asyncio.open_loop() as loop:
-        loop.set_exception_handler(errors if errors is not None else LoopErrors())
-        _drain(loop)
+        errors = errors if errors is not None else LoopErrors()
+        loop.set_exception_handler(errors)
+        _drain(loop, errors)
+        await loop.synchronize()  # out of the step that it was in before
         yield loop
 
 
-def _drain(loop: Any) -> None:
+def _drain(loop: Any, errors: LoopErrors) -> None:
+    from trio_asyncio import _base
+
     one_callback: Any = getattr(loop, "_main_loop_one", None)
-    stopped = getattr(loop, "_stopped", None)
-    if not _takes_no_wait(one_callback) or not isinstance(stopped, trio.Event):
+    end_of_loop: Any = getattr(_base, "TrioAsyncioExit", None)
+    if not _takes_no_wait(one_callback) or not isinstance(getattr(loop, "_stopped", None), trio.Event):
         # Private names of trio-asyncio.  Without them everything works; under load it is slow.
         logger.warning("this trio-asyncio is not one that we know how to drain: Kafka will be slow under load")
         return
@@ -74,14 +91,19 @@ def _drain(loop: Any) -> None:
     # Without the protection a Ctrl-C inside an asyncio callback ends the loop's task and leaves its users waiting.
     @trio.lowlevel.enable_ki_protection
     async def main_loop_some(no_wait: bool = False) -> None:
-        await one_callback(no_wait=no_wait)
-        for _ in range(_CALLBACKS_PER_PASS):
-            if loop._stopped.is_set():
-                return
-            try:
+        try:
+            await one_callback(no_wait=no_wait)
+            for _ in range(_CALLBACKS_PER_PASS):
+                if loop._stopped.is_set():
+                    return
                 await one_callback(no_wait=True)
-            except trio.WouldBlock:
-                return
+        except trio.WouldBlock:
+            if no_wait:
+                raise
+        except (KeyboardInterrupt, SystemExit) as error:
+            if end_of_loop is None or isinstance(error, end_of_loop):
+                raise
+            errors.exited(error)
 
     loop._main_loop_one = main_loop_some
 

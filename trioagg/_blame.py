@@ -36,14 +36,16 @@ def must_get_out(error: BaseException) -> BaseException | None:
 def lone_errors_bare() -> Iterator[list[BaseException]]:
     """Let the only error in a group of groups leave as itself: a nursery of ours must not change what callers catch.
 
-    What the caller's own block raised goes into the list that this gives: even a group is left as it is then.
+    What the caller's own block raised goes into the list that this gives: a group of theirs stays one.
     """
     theirs: list[BaseException] = []
     try:
         yield theirs
     except BaseExceptionGroup as group:
+        # By depth and not by identity: a group that comes through a cancelled scope is made anew.
+        depth = max(map(_depth, theirs), default=0)
         error: BaseException = group
-        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1 and error not in theirs:
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1 and _depth(error) > depth:
             error = error.exceptions[0]
         if error is group:
             raise
@@ -56,3 +58,11 @@ def lone_errors_bare() -> Iterator[list[BaseException]]:
             del error, context
     finally:
         theirs.clear()  # their tracebacks know this frame
+
+
+def _depth(error: BaseException) -> int:
+    """How deep its groups are, without those of Cancelled alone: these come from us and go no further."""
+    if not isinstance(error, BaseExceptionGroup):
+        return 0
+    rest = error.split(trio.Cancelled)[1]
+    return 0 if rest is None else 1 + max(map(_depth, rest.exceptions))

@@ -73,6 +73,7 @@ class Batch:
 
     @property
     def batch_id(self) -> str:
+        """Its name, as it was given."""
         return self.context.batch_id
 
     @property
@@ -151,8 +152,11 @@ class Reaper:
     async def reap(self, batch: Batch, nursery: trio.Nursery) -> None:
         async with self._turn:
             nursery.cancel_scope.cancel()
-            self.unreaped[batch] = nursery
             await trio.lowlevel.cancel_shielded_checkpoint()
+        # Stations that heed their cancellation have ended after this one.
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        if nursery.child_tasks:
+            self.unreaped[batch] = nursery
 
 
 async def run_batch(

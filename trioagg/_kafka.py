@@ -28,6 +28,7 @@ __all__ = ["Claim", "Kafka", "KafkaStatistics", "Record", "open_kafka"]
 
 _ABORT_SECONDS: Final = 4.0
 _GRACE_SECONDS: Final = 1.0
+_EXIT_SECONDS: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +62,7 @@ class Kafka:
         self._loop: Any = None
         self._source: Any = None
         self._sink: Sink | None = None
-        self._errors = LoopErrors()
+        self._errors = LoopErrors(self._fail)
         self._failure: BaseException | None = None
         self._failed, self._asked_to_end = trio.Event(), trio.Event()
         # Not nursery.start(): cancelled between the two, it would wait for a task that is shielded already.
@@ -197,6 +198,9 @@ class Kafka:
     async def _raise_failure(self) -> None:
         await self._failed.wait()
         assert self._failure is not None
+        if not isinstance(self._failure, Exception):
+            # An exit out of an asyncio task reaches whoever waits for that task: let it be one error, and not two.
+            await trio.sleep(_EXIT_SECONDS)
         raise self._failure
 
     async def _watch_loop(self, scope: trio.CancelScope) -> None:

@@ -6,12 +6,12 @@ batches are accepted, so that handing over a list is never a place where a batch
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
-import stamina
 import trio
 
 from ._blame import must_get_out
@@ -183,6 +183,7 @@ class Uploader:
 
     def give_up(self, turn: Turn) -> None:
         """There will be no list for this turn, or it is up: the next one of its key may go."""
+        turn.upload = None
         if turn.key is None:
             return
         line = self._lines[turn.key]
@@ -221,9 +222,11 @@ class Uploader:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 task_status.started()
-                await self._finishing.wait()
+                try:
+                    await self._finishing.wait()
+                finally:
+                    self._over = True  # before the nursery is: it takes nothing more
         finally:
-            self._over = True
             for upload in (*self._running, *self._waiting, *self._behind_others()):
                 upload.when_done(False)  # somebody may wait for it outside of everything that ends here
         if not self._finishing.is_set():
@@ -266,42 +269,32 @@ class Uploader:
         self.give_up(upload.turn)
 
     async def _try_until_up(self, upload: Upload) -> bool:
-        tries = 0
-        try:
-            # A way around stamina where there is nothing to repeat: it costs as much as 30 stations do.
-            if self._attempts == 1:
-                tries = 1
-                await self._try(upload, tries)
+        tries = 1
+        while True:
+            try:
+                await self._deliver(upload)
+            except Exception as error:
+                last = tries == self._attempts or isinstance(error, _NOT_WORTH_RETRYING)
+                self._observer.upload_failed(upload.report, error, tries, tries if last else self._attempts)
+                if last:
+                    return self._give_up(upload, tries, error)  # noqa: ASYNC910 - every try is a checkpoint
             else:
-                async for attempt in stamina.retry_context(
-                    # Exceptions alone: stamina would try again after Cancelled and Ctrl-C too.
-                    on=lambda error: isinstance(error, Exception) and not isinstance(error, _NOT_WORTH_RETRYING),
-                    attempts=self._attempts,
-                    timeout=None,
-                    wait_initial=_FIRST_WAIT_SECONDS,
-                    wait_max=_LONGEST_WAIT_SECONDS,
-                    wait_jitter=_FIRST_WAIT_SECONDS,
-                ):
-                    with attempt:
-                        tries = attempt.num
-                        await self._try(upload, tries)
-        except Exception as error:
-            if upload.scope.cancel_called:
-                return False  # noqa: ASYNC910 - it was given up while its last try was under way
-            if self._on_upload_failure == "skip":
-                self._observer.upload_skipped(upload.report)
-                return True  # noqa: ASYNC910 - every try is a checkpoint
-            if self._failed:
-                return False  # noqa: ASYNC910 - one reason is enough, and this one was logged
-            self._failed = True
-            raise UploadFailed(upload.report.batch_id, tries) from error
-        self._observer.uploaded(upload.report)
-        return True
+                self._observer.uploaded(upload.report)
+                return True  # noqa: ASYNC910 - as above
+            # A loop of our own and not stamina, which would try again after Cancelled and Ctrl-C too, and which makes
+            # cyclic garbage of every list that is up at once.
+            wait = min(_FIRST_WAIT_SECONDS * 2 ** (tries - 1), _LONGEST_WAIT_SECONDS)
+            await trio.sleep(wait + random.uniform(0, _FIRST_WAIT_SECONDS))
+            tries += 1
 
-    async def _try(self, upload: Upload, number: int) -> None:
-        try:
-            await self._deliver(upload)
-        except Exception as error:
-            last = number if isinstance(error, _NOT_WORTH_RETRYING) else self._attempts
-            self._observer.upload_failed(upload.report, error, number, last)
-            raise
+    def _give_up(self, upload: Upload, tries: int, error: Exception) -> bool:
+        """After the last try: whether the list counts as up all the same."""
+        if upload.scope.cancel_called:
+            return False  # it was dropped while that try was under way
+        if self._on_upload_failure == "skip":
+            self._observer.upload_skipped(upload.report)
+            return True
+        if self._failed:
+            return False  # one reason is enough, and this one was logged
+        self._failed = True
+        raise UploadFailed(upload.report.batch_id, tries) from error
