@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import logging
 import math
+import signal
 import threading
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -1093,3 +1094,61 @@ async def test_batches_make_no_cyclic_garbage(seconds: float, autojump_clock: Mo
             gc.garbage.clear()
             gc.enable()
     assert garbage == []
+
+
+@pytest.mark.parametrize("where", ["body", "callback", "handler"])
+def test_ctrl_c_ends_the_block_bare_and_no_list_goes_up_any_more(where: str) -> None:
+    lists = []
+
+    def press_ctrl_c() -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    async def callback(station_id: str, value: object) -> dict:
+        if where == "callback":
+            press_ctrl_c()
+        await trio.sleep_forever()
+
+    async def handler(batch_id: str, results_list: list) -> None:
+        if where == "handler":
+            press_ctrl_c()
+        await trio.lowlevel.checkpoint()
+        lists.append(batch_id)
+
+    async def main() -> None:
+        async with BatchResultAggregator(callback, handler) as aggregator:
+            await aggregator.submit("runs", {"A": 1})
+            await trio.testing.wait_all_tasks_blocked()
+            if where == "handler":
+                await aggregator.create_batch("goes up", [])
+            if where == "body":
+                press_ctrl_c()
+            await trio.sleep(60)
+
+    with pytest.raises(KeyboardInterrupt):
+        trio.run(main)
+    assert lists == []
+
+
+async def test_stations_in_threads_make_no_cyclic_garbage_either() -> None:
+    def callback(station_id: str, number: int) -> object:
+        if number % 3 == 0:
+            raise ValueError
+        return [] if number % 3 == 1 else {}
+
+    async with BatchResultAggregator(callback) as aggregator:
+        await aggregator.run("first", numbered(6))
+        gc.collect()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            report = await aggregator.run("second", numbered(6))
+            assert (report.failed, report.succeeded) == (4, 2)
+            del report
+            await trio.testing.wait_all_tasks_blocked()
+            gc.collect()
+            garbage = [f"{type(thing).__module__}.{type(thing).__qualname__}: {thing!r:.200}" for thing in gc.garbage]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+    assert [thing for thing in garbage if "trioagg" in thing or "Error" in thing or "frame" in thing] == []

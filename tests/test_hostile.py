@@ -29,6 +29,7 @@ from trioagg import (
     run_batch,
 )
 from trioagg._encoding import encode_result
+from trioagg._lanes import Threads, _Call
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -451,9 +452,7 @@ async def test_asyncio_code_is_a_failure_and_one_line_says_what_to_write_instead
 
 @pytest.mark.parametrize("callback", [lambda: None, lambda station_id: {}, lambda a, b, c: {}])
 @pytest.mark.parametrize("kind", ["async", "sync"])
-async def test_a_callback_that_takes_other_arguments_fails_for_every_station(
-    callback: Callable, kind: str, autojump_clock: MockClock
-) -> None:
+async def test_a_callback_that_takes_other_arguments_fails_for_every_station(callback: Callable, kind: str) -> None:
     if kind == "async":
         arguments = callback.__code__.co_varnames
         namespace: dict = {}
@@ -833,6 +832,39 @@ async def test_a_block_does_not_wait_for_a_thread_that_was_left_behind() -> None
         assert report.timed_out == 3
     finally:
         release.set()
+
+
+async def test_a_station_that_waits_for_a_thread_at_the_deadline_was_never_started() -> None:
+    release = threading.Event()
+    running = 0
+
+    def callback(station_id: str, value: object) -> dict:
+        nonlocal running
+        running += 1
+        release.wait(10)
+        return {}
+
+    try:
+        report = await run_batch("b", numbered(100), callback, batch_timeout=0.2)
+        assert report.timed_out == running
+        assert report.skipped == 100 - running
+        async with BatchResultAggregator(callback, batch_timeout=0.2) as aggregator:
+            running = 0
+            report = await aggregator.run("b", numbered(150))
+            assert report.timed_out == running
+            assert report.skipped == 150 - running
+    finally:
+        release.set()
+
+
+async def test_a_thread_that_starts_when_its_batch_is_closed_does_nothing() -> None:
+    served = []
+    threads = Threads(1)
+    call = _Call(threads, lambda *args: served.append(args))
+    call.abandon()
+    call("A", 1)
+    assert served == []
+    assert threads.abandoned == 0
 
 
 async def test_threads_do_not_pile_up() -> None:

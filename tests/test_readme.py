@@ -264,7 +264,7 @@ def test_every_setting_in_the_table_has_its_default(setting: tuple[str, str, boo
 def test_no_setting_is_missing_in_the_table() -> None:
     parameters = inspect.signature(AsyncDataAnalysisService).parameters
     named = {name for name, _, _ in SETTINGS}
-    assert set(parameters) - named == {"module_name", "topics", "observers"}
+    assert set(parameters) - named == {"module_name", "topics"}
 
 
 def test_the_kafka_settings_that_are_named_exist() -> None:

@@ -643,6 +643,22 @@ async def test_a_dropped_upload_whose_last_try_fails_in_its_thread_ends_nothing(
     assert fates == [False]
 
 
+async def test_a_dropped_upload_that_comes_up_in_its_thread_all_the_same_counts_as_up() -> None:
+    began, release = threading.Event(), threading.Event()
+    fates = []
+
+    def handler(batch_id: str, results_list: list) -> None:
+        began.set()
+        release.wait(10)
+
+    async with BatchResultAggregator(None, handler) as aggregator:
+        await aggregator.admit("b", {}, pushed=True, when_done=fates.append)
+        await trio.to_thread.run_sync(began.wait)
+        assert aggregator.abort(lambda context: True) == 1
+        release.set()
+    assert fates == [True]
+
+
 async def test_a_dropped_upload_is_not_tried_again(autojump_clock: MockClock) -> None:
     handler = Handler(ValueError())
     async with BatchResultAggregator(sleeping, handler) as aggregator:

@@ -51,7 +51,7 @@ class BatchResultAggregator(Generic[T]):
         that comes after its batch can be told from one that belongs to none.
       max_batches_in_flight: Batches accepted and not up yet; at the bound accepting waits.
       max_unreaped_batches: Closed batches whose stations ignore their cancellation; at the bound accepting waits.
-      max_running_stations: Stations of one batch that run at once.
+      max_running_stations: Stations of one batch that run at once; threads are 100 at most, over all batches.
       max_uploads: Lists brought up side by side.
       on_upload_failure: After the last try: ``"stop"`` ends the block with :class:`UploadFailed`; ``"skip"`` logs an
         ERROR and counts the list as up.
@@ -112,7 +112,10 @@ class BatchResultAggregator(Generic[T]):
             raise ValueError(f"on_upload_failure={on_upload_failure!r}: use 'stop' or 'skip'")
 
         self._threads = Threads(_STATION_THREADS)
-        self._call = callback if callback is None or is_async(callback) else self._threads.bind(callback)
+        self._call = callback
+        if callback is not None and not is_async(callback):
+            self._call = self._threads.bind(callback)
+            max_running_stations = min(max_running_stations, _STATION_THREADS)
         self._batch_timeout, self._cleanup_interval = batch_timeout, cleanup_interval
         self._max_running_stations, self._drain_timeout = max_running_stations, drain_timeout
         self._tune_gc = tune_gc

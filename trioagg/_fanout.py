@@ -174,7 +174,7 @@ async def run_batch(
       callback: ``callback(station_id, value) -> dict | None``.  ``async def`` runs as a task, ``def`` in a thread.
       batch_timeout: Seconds from now, on Trio's clock.  The report is fixed then.  A station that ignores its
         cancellation delays the return, never the report: no task outlives its block.  A thread is left behind.
-      max_running_stations: How many stations run at once.
+      max_running_stations: How many stations run at once; of a plain ``def`` never more than 40.
 
     Raises:
       TypeError: if *stations* is not a mapping.
@@ -189,7 +189,11 @@ async def run_batch(
     opened = trio.current_time()
     stations = as_it_is_now(stations)
     batch = Batch(BatchContext(batch_id=batch_id, deadline=opened + batch_timeout), stations, opened=opened)
-    call = callback if is_async(callback) else Threads(_THREADS_OF_ONE_BATCH).bind(callback)
+    call = callback
+    if not is_async(callback):
+        call = Threads(_THREADS_OF_ONE_BATCH).bind(callback)
+        # A station that waits for a thread has not started.
+        max_running_stations = min(max_running_stations, _THREADS_OF_ONE_BATCH)
     with lone_errors_bare():
         await serve(batch, stations, call, max_running_stations, Reaper(), lambda report: None)
     assert batch.report is not None

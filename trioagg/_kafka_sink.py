@@ -77,11 +77,17 @@ class Sink:
     """An idempotent producer for one topic, and the writer that feeds it.
 
     A round: take what waits, send all of it, wait until everything is acknowledged or refused, tell the senders.
-    What comes meanwhile is the next round, so that rounds grow with the load and nobody lingers without it.
+    What comes meanwhile is for the next round, so that rounds grow with the load.
+
+    Args:
+      fail: Told of an error that ends everything.
+      wanted: Told that something waits; :meth:`begin_round` is the answer, once it is time.
     """
 
-    def __init__(self, address: Address, topic: str, fail: Callable[[BaseException], None]) -> None:
-        self._address, self._topic, self._fail = address, topic, fail
+    def __init__(
+        self, address: Address, topic: str, fail: Callable[[BaseException], None], wanted: Callable[[], None]
+    ) -> None:
+        self._address, self._topic, self._fail, self._wanted = address, topic, fail, wanted
         self._producer: Any = None
         self._queue: deque[_Waiting] = deque()
         self._round: Sequence[_Waiting] = ()
@@ -107,7 +113,7 @@ class Sink:
             raise self._ended()
         waiting = _Waiting(key, value, headers)
         self._queue.append(waiting)
-        self._work.set()
+        self._wanted()
         try:
             await waiting.done.wait()
         except trio.Cancelled:
@@ -118,6 +124,11 @@ class Sink:
                 raise waiting.error
             finally:
                 del waiting  # its error holds this frame
+
+    def begin_round(self) -> None:
+        """Send what waits, as soon as the round that is under way is over."""
+        if self._queue:
+            self._work.set()
 
     # Life.
 
@@ -178,14 +189,14 @@ class Sink:
         while True:
             await self._work.wait()
             self._work.clear()
-            while self._queue:
-                self._round = self._take()
-                if self._round:
-                    self._round_began = asyncio.get_running_loop().time()
-                    await self._bring_up_aio(self._round)
-                    self._round_began = None
-                    self._back()
-                self._round = ()
+            self._round = self._take()
+            self.begin_round()  # where there is more than one round takes
+            if self._round:
+                self._round_began = asyncio.get_running_loop().time()
+                await self._bring_up_aio(self._round)
+                self._round_began = None
+                self._back()
+            self._round = ()
 
     def _take(self) -> list[_Waiting]:
         taken: list[_Waiting] = []

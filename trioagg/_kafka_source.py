@@ -254,11 +254,14 @@ class Source:
         if self._consumer is None:
             return
         stop = asyncio.create_task(self._consumer.stop())
-        if not await ended_aio(stop, left(0.5), cancel=False):
-            # It waits for a rebalance to end, or for an answer that does not come.
+        in_time = await ended_aio(stop, left(0.5), cancel=False)
+        if not in_time or stop.cancelled() or stop.exception() is not None:
+            if stop.done():import traceback; print("STOP", stop); stop.print_stack()
+            # It waits for a rebalance to end, or for an answer that does not come; or it fell over half-way.
             await self._leave_aio(left(0.5))
             await ended_aio(stop, 0)
-            abandon(getattr(self._consumer, "_client", None))
+            await ended_aio(asyncio.create_task(self._consumer._client.close()), left())
+            abandon(self._consumer._client)
 
     async def _leave_aio(self, seconds: float) -> None:
         # A member that vanishes in mid-join is waited for by all the others until its session ends.  Not on its own
