@@ -698,6 +698,7 @@ async def test_a_callback_that_cancels_its_nursery_ends_the_aggregators_block_wi
 
     async def callback(station_id: str, number: int) -> dict:
         trio.lowlevel.current_task().parent_nursery.cancel_scope.cancel()
+        await trio.lowlevel.checkpoint()
         return {}
 
     with pytest.raises(StrayCancel, match="batch b") as caught:
@@ -979,3 +980,14 @@ async def test_hostile_stations_cost_the_others_nothing_even_when_there_are_many
         if cap == 1000:
             assert (report.succeeded, report.no_output, report.timed_out) == (200, 100, 100)
         assert report.expected == 800
+
+
+async def test_a_callback_that_cancels_its_nursery_is_told_so_even_if_its_list_is_complete(
+    autojump_clock: MockClock,
+) -> None:
+    async def callback(station_id: str, number: int) -> dict:
+        trio.lowlevel.current_task().parent_nursery.cancel_scope.cancel()
+        return {}
+
+    with pytest.raises(StrayCancel, match="batch b"):
+        await run_batch("b", numbered(3), callback)

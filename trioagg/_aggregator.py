@@ -12,6 +12,7 @@ import trio
 from ._blame import lone_errors_bare
 from ._collector import each_once
 from ._context import BatchContext
+from ._deadlines import Deadlines
 from ._errors import Closed, StrayCancel
 from ._fanout import DEFAULT_RUNNING_STATIONS, Batch, Reaper, as_it_is_now, check_limits, serve
 from ._intake import Intake, describe_stragglers
@@ -135,6 +136,7 @@ class BatchResultAggregator(Generic[T]):
             on_upload_failure=on_upload_failure,
         )
         self._reaper = Reaper()
+        self._deadlines = Deadlines()
         self._intake = Intake(max_batches_in_flight, self._reaper.unreaped, max_unreaped_batches)
         self._open: dict[str, Batch] = {}
         self._alive: set[Batch] = set()
@@ -278,18 +280,6 @@ class BatchResultAggregator(Generic[T]):
             raise
         assert self._nursery is not None
         opened = trio.current_time()
-        batch = Batch(
-            BatchContext(batch_id=batch_id, deadline=opened + self._batch_timeout, owner=self, **message),
-            stations,
-            opened=opened,
-            pushed=pushed,
-            encode=self._encode,
-            observer=self._observer,
-        )
-        if not still_wanted():
-            batch.abort()
-        self._open[batch_id] = batch
-        self._alive.add(batch)
         turn = self._uploader.take_turn(order)
 
         def done(up: bool) -> None:
@@ -311,8 +301,22 @@ class BatchResultAggregator(Generic[T]):
                 self._observer.uploaded(report)
                 done(True)
 
-        self._observer.opened(batch_id, len(batch._collector._expected))
-        self._nursery.start_soon(self._serve, batch, None if pushed else stations, hand_over, name=batch_id)
+        batch = Batch(
+            BatchContext(batch_id=batch_id, deadline=opened + self._batch_timeout, owner=self, **message),
+            stations,
+            hand_over,
+            opened=opened,
+            pushed=pushed,
+            encode=self._encode,
+            observer=self._observer,
+        )
+        self._open[batch_id] = batch
+        self._alive.add(batch)
+        self._deadlines.add(batch)
+        self._observer.opened(batch_id, batch.progress[1])
+        if not still_wanted():
+            batch.abort()
+        self._nursery.start_soon(self._serve, batch, None if pushed else stations, name=batch_id)
         return batch
 
     def abort(self, unwanted: Callable[[BatchContext], bool]) -> int:
@@ -336,6 +340,7 @@ class BatchResultAggregator(Generic[T]):
         with lone_errors_bare() as theirs, tuned_gc(self._tune_gc):
             async with trio.open_nursery() as outer:
                 outer.start_soon(self._name_stragglers, watch, name="trioagg straggler watch")
+                outer.start_soon(self._deadlines.run, name="trioagg deadlines")
                 try:
                     async with trio.open_nursery() as nursery:
                         self._nursery = nursery
@@ -354,6 +359,7 @@ class BatchResultAggregator(Generic[T]):
                 finally:
                     self._state = "has ended"
                     watch.cancel()
+                    self._deadlines.stop()
                 if not drained:
                     raise StrayCancel
 
@@ -370,11 +376,9 @@ class BatchResultAggregator(Generic[T]):
             logger.error("not up within drain_timeout=%g s and given up: %d batches", self._drain_timeout, given_up)
             await self._intake.wait_empty()
 
-    async def _serve(
-        self, batch: Batch, stations: Mapping[str, T] | None, hand_over: Callable[[BatchReport], None]
-    ) -> None:
+    async def _serve(self, batch: Batch, stations: Mapping[str, T] | None) -> None:
         try:
-            await serve(batch, stations, self._call, self._max_running_stations, self._reaper, hand_over)
+            await serve(batch, stations, self._call, self._max_running_stations, self._reaper)
         finally:
             self._alive.discard(batch)
             self._intake.look_again()

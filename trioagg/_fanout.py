@@ -40,6 +40,10 @@ DEFAULT_RUNNING_STATIONS: Final = 1000
 _THREADS_OF_ONE_BATCH: Final = 40
 
 
+def _nobody(report: BatchReport) -> None:
+    """Gets the report where nobody else does."""
+
+
 class Batch:
     """One open batch.  In push mode answers are added to it, from any task of Trio's thread."""
 
@@ -47,6 +51,7 @@ class Batch:
         self,
         context: BatchContext,
         expected_stations: Iterable[str],
+        hand_over: Callable[[BatchReport], None] = _nobody,
         *,
         opened: float,
         pushed: bool = False,
@@ -54,18 +59,21 @@ class Batch:
         observer: Observer = Observer.SILENT,
     ) -> None:
         self._starts: dict[str, float] = {}
-        self._collector = collector = BatchCollector(
+        self._collector = BatchCollector(
             context.batch_id, expected_stations, encode=encode, starts=None if pushed else self._starts
         )
         self._opened = opened
         self._observer = observer
         self._hears_answers = observer.hears_answers()
-        self._reason: CompletedBy | None = None
-        self._ended = trio.Event()
+        self._hand_over = hand_over
         self._closed = trio.Event()
         self.context = context
-        if not collector.missing:
-            self._ended.set()
+        self.when_closed: Callable[[], None] = lambda: None
+        """Called when the batch has ended; for whoever holds on to it until then."""
+        token = batch_context.set(context)
+        self.variables = copy_context()
+        """The context variables that its stations begin with, and that its list leaves in."""
+        batch_context.reset(token)
 
     def __repr__(self) -> str:
         done, expected = self.progress
@@ -101,14 +109,11 @@ class Batch:
 
     def complete(self) -> None:
         """End the batch now, with the answers that are in.  Without effect on a batch that has ended."""
-        if not self._ended.is_set():
-            self._reason = CompletedBy.FORCED
-            self._ended.set()
+        self.end(CompletedBy.FORCED)
 
     def abort(self) -> None:
-        """End the batch now, without a list.  Without effect on a batch whose list has left."""
-        self._reason = CompletedBy.ABORTED
-        self._ended.set()
+        """End the batch now, without a list.  Without effect on a batch that has ended."""
+        self.end(CompletedBy.ABORTED)
 
     async def wait_closed(self) -> BatchReport:
         """Wait until the batch has ended; its report is fixed then.
@@ -124,15 +129,24 @@ class Batch:
             if self._hears_answers:
                 self._observer.answered(self.batch_id, station_id, *self._collector.progress)
             if not self._collector.missing:
-                self._ended.set()
+                self.end(CompletedBy.ALL)
         else:
             self._observer.ignored(self.batch_id, station_id, answer)
         return answer
 
-    def _close(self, reason: CompletedBy) -> BatchReport:
+    def end(self, reason: CompletedBy) -> None:
+        """Fix the report and hand the list over, at once and without waiting for anybody.
+
+        Whoever ends a batch does it with this: the task of its last station, the deadline, a caller.  Without effect on
+        a batch that has ended.
+        """
+        if self._collector.report is not None:
+            return
         report = self._collector.close(reason, seconds=trio.current_time() - self._opened)
         self._closed.set()
-        return report
+        self.when_closed()
+        hand_over, self._hand_over = self._hand_over, _nobody  # it knows us: no cycle must be left behind
+        self.variables.run(hand_over, report)
 
 
 class Reaper:
@@ -195,7 +209,7 @@ async def run_batch(
         # A station that waits for a thread has not started.
         max_running_stations = min(max_running_stations, _THREADS_OF_ONE_BATCH)
     with lone_errors_bare():
-        await serve(batch, stations, call, max_running_stations, Reaper(), lambda report: None)
+        await serve(batch, stations, call, max_running_stations, Reaper(), _end_at_deadline)
     assert batch.report is not None
     return batch.report
 
@@ -219,51 +233,53 @@ def check_limits(*, batch_timeout: float, max_running_stations: int) -> None:
         raise ValueError(f"max_running_stations={max_running_stations!r}: it must be 1 or more")
 
 
+async def _end_at_deadline(batch: Batch) -> None:
+    with trio.CancelScope(deadline=batch.deadline):
+        await batch.wait_closed()
+    batch.end(CompletedBy.TIMEOUT)
+
+
 async def serve(
     batch: Batch,
     stations: Mapping[str, Any] | None,
     call: StationCallback | None,
     max_running_stations: int,
     reaper: Reaper,
-    hand_over: Callable[[BatchReport], None],
+    wait_ended: Callable[[Batch], Awaitable[object]] = Batch.wait_closed,
 ) -> None:
     """Live through one batch: from its opening until the last of its tasks has ended.
 
     Args:
       stations: What to run; None in push mode, where the answers come from elsewhere.
-      hand_over: Called with the report as soon as it is fixed, at the deadline at the latest.
+      wait_ended: Returns when the batch has ended; a batch that nobody else gives a deadline needs one here.
 
     Cancellation: the batch is aborted.
     """
     servers: _Servers | None = None
-    interrupted = False
+    reaped = False
     try:
         async with trio.open_nursery() as nursery:
             try:
-                with trio.CancelScope(deadline=batch.deadline):
-                    if stations and call is not None and not batch._ended.is_set():
-                        servers = _Servers(batch, stations, call, max_running_stations, nursery)
-                        servers.start()
-                    await batch._ended.wait()
+                if not batch._collector.missing:
+                    batch.end(CompletedBy.ALL)
+                elif stations and call is not None and batch.report is None:
+                    servers = _Servers(batch, stations, call, max_running_stations, nursery)
+                    servers.start()
+                await wait_ended(batch)
             except trio.Cancelled:
-                interrupted = True
                 reaper.aborted[batch] = nursery
-                hand_over(batch._close(CompletedBy.ABORTED))
+                batch.end(CompletedBy.ABORTED)
                 raise
-            if batch._reason is not None:
-                reason = batch._reason
-            else:
-                reason = CompletedBy.TIMEOUT if batch._collector.missing else CompletedBy.ALL
-            # The list is handed over before the stragglers are reaped, and nothing between may wait: with the deadline
-            # around the nursery, a thousand batches that expire together would be seconds late.
-            hand_over(batch._close(reason))
+            # The list has left.  The stragglers are reaped after that, and in turn: with the deadline around the
+            # nursery, a thousand batches that expire together would be seconds late.
             if servers is not None and servers.are_busy():
+                reaped = True
                 await reaper.reap(batch, nursery)
     finally:
         reaper.unreaped.pop(batch, None)
         reaper.aborted.pop(batch, None)
-    if interrupted:
-        # Nobody above us was cancelled, yet our nursery was: its list would be silently incomplete.
+    if nursery.cancel_scope.cancel_called and not reaped:
+        # Nobody above us was cancelled, yet our nursery was: a list could be silently incomplete.
         raise StrayCancel(batch.batch_id)
 
 
@@ -288,9 +304,7 @@ class _Servers:
         # Trio's clock, not time.perf_counter: seeded runs repeat under MockClock.
         self._now = trio.lowlevel.current_clock().current_time
         self._slice_began = self._now()
-        token = batch_context.set(batch.context)
-        self._clean = copy_context()
-        batch_context.reset(token)
+        self._clean = batch.variables
         self._clean_values = tuple(self._clean.values())
 
     def start(self) -> None:
@@ -354,7 +368,7 @@ class _Servers:
             if answer is not Answer.ACCEPTED or batch._hears_answers:
                 batch._heard(station_id, answer)
             elif not collector.missing:
-                batch._ended.set()
+                batch.end(CompletedBy.ALL)
             if closed.is_set() or not self._left:
                 break
             context = copy_context()

@@ -256,7 +256,11 @@ class Source:
         stop = asyncio.create_task(self._consumer.stop())
         in_time = await ended_aio(stop, left(0.5), cancel=False)
         if not in_time or stop.cancelled() or stop.exception() is not None:
-            if stop.done():import traceback; print("STOP", stop); stop.print_stack()
+            if stop.done():
+                import traceback
+
+                print("STOP", stop)
+                stop.print_stack()
             # It waits for a rebalance to end, or for an answer that does not come; or it fell over half-way.
             await self._leave_aio(left(0.5))
             await ended_aio(stop, 0)
