@@ -6,12 +6,12 @@ batches are accepted, so that handing over a list is never a place where a batch
 
 from __future__ import annotations
 
-import random
 from collections import deque
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
+import stamina
 import trio
 
 from ._blame import must_get_out
@@ -269,23 +269,44 @@ class Uploader:
         self.give_up(upload.turn)
 
     async def _try_until_up(self, upload: Upload) -> bool:
+        try:
+            # The first try goes around stamina, which costs as much as 30 stations do and makes cyclic garbage.
+            await self._try(upload, 1)
+        except Exception as error:
+            return await self._try_again(upload, error)
+        return True
+
+    async def _try_again(self, upload: Upload, first_error: Exception) -> bool:
         tries = 1
-        while True:
-            try:
-                await self._deliver(upload)
-            except Exception as error:
-                last = tries == self._attempts or isinstance(error, _NOT_WORTH_RETRYING)
-                self._observer.upload_failed(upload.report, error, tries, tries if last else self._attempts)
-                if last:
-                    return self._give_up(upload, tries, error)  # noqa: ASYNC910 - every try is a checkpoint
-            else:
-                self._observer.uploaded(upload.report)
-                return True  # noqa: ASYNC910 - as above
-            # A loop of our own and not stamina, which would try again after Cancelled and Ctrl-C too, and which makes
-            # cyclic garbage of every list that is up at once.
-            wait = min(_FIRST_WAIT_SECONDS * 2 ** (tries - 1), _LONGEST_WAIT_SECONDS)
-            await trio.sleep(wait + random.uniform(0, _FIRST_WAIT_SECONDS))
-            tries += 1
+        try:
+            async for attempt in stamina.retry_context(
+                # Of exceptions alone: it would try again after Cancelled and Ctrl-C too.
+                on=lambda error: isinstance(error, Exception) and not isinstance(error, _NOT_WORTH_RETRYING),
+                attempts=self._attempts,
+                timeout=None,
+                wait_initial=_FIRST_WAIT_SECONDS,
+                wait_max=_LONGEST_WAIT_SECONDS,
+                wait_jitter=_FIRST_WAIT_SECONDS,
+            ):
+                with attempt:
+                    tries = attempt.num
+                    if tries == 1:
+                        raise first_error
+                    await self._try(upload, tries)
+        except Exception as error:
+            return self._give_up(upload, tries, error)  # noqa: ASYNC910 - every try is a checkpoint
+        finally:
+            del first_error  # its traceback knows this frame
+        return True
+
+    async def _try(self, upload: Upload, number: int) -> None:
+        try:
+            await self._deliver(upload)
+        except Exception as error:
+            last = number if isinstance(error, _NOT_WORTH_RETRYING) else self._attempts
+            self._observer.upload_failed(upload.report, error, number, last)
+            raise
+        self._observer.uploaded(upload.report)
 
     def _give_up(self, upload: Upload, tries: int, error: Exception) -> bool:
         """After the last try: whether the list counts as up all the same."""
