@@ -7,7 +7,9 @@ import gc
 import logging
 import math
 import signal
+import sys
 import threading
+import tracemalloc
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -166,6 +168,26 @@ async def test_a_batch_can_be_completed_by_force(autojump_clock: MockClock) -> N
     assert [outcome.verdict for outcome in report.stations.values()] == [Verdict.SUCCEEDED, Verdict.CANCELLED]
     assert report.stations["B"].run_seconds == 2
     assert lists.at == {"b": 2}
+
+
+@pytest.mark.parametrize("how", ["complete", "abort"])
+async def test_a_station_may_end_its_own_batch(how: str, autojump_clock: MockClock) -> None:
+    batches = []
+
+    async def callback(station_id: str, seconds: float) -> dict:
+        await trio.sleep(seconds)
+        if seconds == 2:
+            getattr(batches[0], how)()
+        return {"station_id": station_id}
+
+    lists = Lists()
+    async with BatchResultAggregator(callback, lists) as aggregator:
+        batches.append(await aggregator.submit("b", {"A": 1.0, "B": 2.0, "C": 3.0}))
+        report = await batches[0].wait_closed()
+        assert (report.seconds, report.succeeded, report.cancelled) == (2, 1, 2)
+    assert lists.up == ({"b": ["A"]} if how == "complete" else {})
+    assert aggregator.statistics().late == 1
+    assert trio.current_time() == 2
 
 
 async def test_force_has_no_effect_on_a_batch_that_has_ended(autojump_clock: MockClock) -> None:
@@ -525,6 +547,36 @@ async def test_a_list_leaves_at_the_deadline_whatever_its_stragglers_do(autojump
         await trio.testing.wait_all_tasks_blocked()
         assert aggregator.statistics().unreaped_batches == 0
     assert lists.at == {"b": 5}
+
+
+@pytest.mark.parametrize("batch_timeout", [3600, math.inf])
+async def test_batches_that_have_ended_are_not_kept_until_their_deadline(
+    batch_timeout: float, autojump_clock: MockClock
+) -> None:
+    async with BatchResultAggregator(answer, batch_timeout=batch_timeout, cleanup_interval=0) as aggregator:
+
+        async def some(name: str) -> int:
+            for number in range(300):
+                await aggregator.run(f"{name} {number}", {"A": 1})
+            gc.collect()
+            return tracemalloc.get_traced_memory()[0]
+
+        tracemalloc.start()
+        try:
+            before = await some("first")
+            assert await some("second") - before < 5_000
+        finally:
+            tracemalloc.stop()
+
+
+async def test_the_timeout_of_a_batch_may_be_zero(autojump_clock: MockClock) -> None:
+    for _ in range(20):
+        async with BatchResultAggregator(sleeping, batch_timeout=0) as aggregator:
+            assert (await aggregator.run("some", {"A": 1.0})).completed_by is CompletedBy.TIMEOUT
+            assert (await aggregator.run("nobody", {})).completed_by is CompletedBy.ALL
+            pushed = await aggregator.create_batch("pushed", [])
+            assert (await pushed.wait_closed()).completed_by is CompletedBy.ALL
+    assert trio.current_time() == 0
 
 
 # How a block ends.
@@ -922,6 +974,45 @@ async def test_the_statistics_are_those_of_a_life(autojump_clock: MockClock) -> 
         with pytest.raises(dataclasses.FrozenInstanceError):
             statistics.closed = 4
     assert aggregator.statistics().closed == 4
+
+
+async def test_threads_may_ask_for_statistics() -> None:
+    stop = threading.Event()
+    errors: list[Exception] = []
+
+    def ask() -> None:
+        while not stop.is_set():
+            try:
+                aggregator.statistics()
+            except Exception as error:
+                errors.append(error)
+
+    async with BatchResultAggregator(sleeping, Lists(), max_uploads=2) as aggregator:
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        threads = [threading.Thread(target=ask) for _ in range(2)]
+        try:
+            for thread in threads:
+                thread.start()
+            for number in range(1000):
+                await aggregator.admit(f"batch {number}", {"A": 0.0, "B": 0.0}, order=number % 7)
+        finally:
+            stop.set()
+            sys.setswitchinterval(before)
+        for thread in threads:
+            await trio.to_thread.run_sync(thread.join)
+    assert errors == []
+    assert await trio.to_thread.run_sync(aggregator.statistics) == aggregator.statistics()
+
+
+def test_statistics_are_there_when_the_run_is_over() -> None:
+    async def main() -> BatchResultAggregator:
+        async with BatchResultAggregator(answer) as aggregator:
+            await aggregator.run("b", {"A": 1})
+        return aggregator
+
+    statistics = trio.run(main).statistics()
+    assert (statistics.closed, statistics.open_batches, statistics.remembered_ids) == (1, 0, 1)
 
 
 async def test_callbacks_and_handlers_know_their_batch(autojump_clock: MockClock) -> None:

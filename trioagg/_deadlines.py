@@ -1,4 +1,4 @@
-"""The deadlines of many batches: one task for all of them, which closes what is due itself.
+"""The deadlines of many batches: one task for all of them, which ends what is due itself.
 
 A cancel scope for every batch does the same for one batch.  For a thousand that expire together it costs a thousand
 exceptions and wake-ups before the last list is out; this costs one.
@@ -7,8 +7,7 @@ exceptions and wake-ups before the last list is out; this costs one.
 from __future__ import annotations
 
 import math
-from heapq import heappop, heappush
-from itertools import count
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 import trio
@@ -20,21 +19,23 @@ if TYPE_CHECKING:
 
 
 class Deadlines:
-    """Ends open batches at their deadlines."""
+    """Ends open batches at their deadlines.  All have the same timeout: who comes first is due first."""
 
     def __init__(self) -> None:
-        self._due: list[tuple[float, int, list[Batch]]] = []
-        self._number = count()
+        self._open: OrderedDict[Batch, None] = OrderedDict()  # its first one is found at once, a dict's is not
         self._alarm = trio.CancelScope()
         self._life = trio.CancelScope()
 
     def add(self, batch: Batch) -> None:
         """End *batch* at its deadline, if it is open then."""
-        # In a list of one, which is emptied when the batch has ended: its results must not stay until its deadline.
-        entry = [batch]
-        batch.when_closed = entry.clear
-        heappush(self._due, (batch.deadline, next(self._number), entry))
-        self._alarm.deadline = self._due[0][0]
+        self._open[batch] = None
+        # Not kept until its deadline: that may be never.
+        batch.when_closed = self._forget
+        self._alarm.deadline = self._next()
+
+    def __len__(self) -> int:
+        """Open batches."""
+        return len(self._open)
 
     def stop(self) -> None:
         """Let :meth:`run` return."""
@@ -47,12 +48,14 @@ class Deadlines:
         """
         with self._life:
             while True:
-                self._end_what_is_due()
-                with trio.CancelScope(deadline=self._due[0][0] if self._due else math.inf) as self._alarm:
+                now = trio.current_time()
+                while self._next() <= now:
+                    next(iter(self._open)).end(CompletedBy.TIMEOUT)
+                with trio.CancelScope(deadline=self._next()) as self._alarm:
                     await trio.sleep_forever()
 
-    def _end_what_is_due(self) -> None:
-        now = trio.current_time()
-        while self._due and self._due[0][0] <= now:
-            for batch in heappop(self._due)[2][:]:
-                batch.end(CompletedBy.TIMEOUT)
+    def _next(self) -> float:
+        return next(iter(self._open)).deadline if self._open else math.inf
+
+    def _forget(self, batch: Batch) -> None:
+        del self._open[batch]

@@ -68,8 +68,8 @@ class Batch:
         self._hand_over = hand_over
         self._closed = trio.Event()
         self.context = context
-        self.when_closed: Callable[[], None] = lambda: None
-        """Called when the batch has ended; for whoever holds on to it until then."""
+        self.when_closed: Callable[[Batch], None] = lambda batch: None
+        """Called with the batch when it has ended; for whoever holds on to it until then."""
         token = batch_context.set(context)
         self.variables = copy_context()
         """The context variables that its stations begin with, and that its list leaves in."""
@@ -142,9 +142,11 @@ class Batch:
         """
         if self._collector.report is not None:
             return
+        if not self._collector.missing and reason is not CompletedBy.ABORTED:
+            reason = CompletedBy.ALL  # nobody was expected, and the deadline came before the task that says so
         report = self._collector.close(reason, seconds=trio.current_time() - self._opened)
         self._closed.set()
-        self.when_closed()
+        self.when_closed(self)
         hand_over, self._hand_over = self._hand_over, _nobody  # it knows us: no cycle must be left behind
         self.variables.run(hand_over, report)
 
@@ -294,18 +296,20 @@ class _Servers:
         cap: int,
         nursery: trio.Nursery,
     ) -> None:
-        self._batch, self._call, self._nursery = batch, call, nursery
-        self._items: Iterator[tuple[str, Any]] = iter(stations.items())
+        self._batch, self._nursery = batch, nursery
         self._left = len(stations)
         self._room = cap
         self._idle = 0
         self._generation = 1
         self._giving_way = False
         # Trio's clock, not time.perf_counter: seeded runs repeat under MockClock.
-        self._now = trio.lowlevel.current_clock().current_time
-        self._slice_began = self._now()
+        now = trio.lowlevel.current_clock().current_time
+        self._slice_began = now()
         self._clean = batch.variables
         self._clean_values = tuple(self._clean.values())
+        items: Iterator[tuple[str, Any]] = iter(stations.items())
+        # What every server needs: bound once, not once a task.
+        self._bound = call, batch._collector, batch._starts, batch._opened, now, items, len(self._clean_values)
 
     def start(self) -> None:
         """Start the first server."""
@@ -323,11 +327,12 @@ class _Servers:
     def _start_heirs(self, count: int) -> None:
         self._idle += count
         self._room -= count
-        for _ in range(count):
-            self._clean.run(self._start_heir)
+        self._clean.run(self._start_tasks, count)
 
-    def _start_heir(self) -> None:
-        self._nursery.start_soon(self._serve, name="trioagg server")
+    def _start_tasks(self, count: int) -> None:
+        start, serve = self._nursery.start_soon, self._serve
+        for _ in range(count):
+            start(serve, name="trioagg server")
 
     async def _serve(self) -> None:  # noqa: ASYNC910 - stations that never wait are what it is made for
         self._idle -= 1
@@ -338,10 +343,10 @@ class _Servers:
             self._room += 1
             self._generation = 1
             return  # noqa: ASYNC910 - as above
-        call, collector, starts, opened = self._call, batch._collector, batch._starts, batch._opened
-        now = self._now
+        call, collector, starts, opened, now, items, variables = self._bound
         task = trio.lowlevel.current_task()
-        items, variables, scope = self._items, len(self._clean_values), task._cancel_status
+        # Private, hence the default: a Trio without it has a sharper eye for scopes left open, or none.
+        scope = getattr(task, "_cancel_status", None)
         began = now()
         while True:
             station_id, module_input = next(items)
@@ -376,7 +381,7 @@ class _Servers:
                 len(context) != variables
                 or context.get(batch_context) is not batch.context
                 or (variables > 1 and not all(map(is_, context.values(), self._clean_values)))
-                or task._cancel_status is not scope
+                or getattr(task, "_cancel_status", None) is not scope
             ):
                 # The station left a context variable set, or a cancel scope open (in an async generator that it did not
                 # close, say), which is its own and not the next station's: let a fresh task go on.  Variables by
