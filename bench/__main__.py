@@ -15,6 +15,7 @@ except ModuleNotFoundError as error:
 
 from . import core as _core
 from . import deadline as _deadline
+from . import timeouts as _timeouts
 
 app = cyclopts.App(
     name="python -m bench",
@@ -73,6 +74,33 @@ def deadline(
         One JSON line a case, instead of the tables.
     """
     _deadline.main(simultaneous, quick=quick, as_json=json)
+
+
+@app.command
+def timeouts(
+    *,
+    deadlines: Annotated[
+        tuple[float, ...],
+        cyclopts.Parameter(consume_multiple=True, negative="", validator=cyclopts.validators.Number(gt=0)),
+    ] = (1.0, 2.0, 5.0, 10.0, 20.0),
+    quick: Quick = False,
+    json: Json = False,
+    seed: int = 1,
+) -> None:
+    """How many stations make it before the deadline?
+
+    Parameters
+    ----------
+    deadlines
+        Seconds.
+    quick
+        Fewer batches: a few seconds, for a look.
+    json
+        One JSON line a case, instead of the table.
+    seed
+        For the service times.
+    """
+    _timeouts.main(deadlines, batches=20 if quick else 200, seed=seed, as_json=json)
 
 
 if __name__ == "__main__":

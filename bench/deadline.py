@@ -311,7 +311,6 @@ def _case(batches: int, variant: _Variant, rounds: Sequence[_Round]) -> dict[str
     at_most = _P99_AT_MOST_MS.get(batches) if judged else None
     case["p99_at_most_ms"] = at_most
     case["ready_met"] = None if at_most is None else case["ready_p99_ms"] <= at_most
-    case["handled_met"] = None if at_most is None else case["handled_p99_ms"] <= at_most
     case["stall_at_most_ms"] = _STALL_AT_MOST_MS if judged else None
     case["stall_met"] = case["stall_max_ms"] <= _STALL_AT_MOST_MS if judged else None
     return case
@@ -335,19 +334,20 @@ def _print(cases: Sequence[dict[str, Any]]) -> None:
     names = [[str(case["simultaneous"]), _WHAT[case["variant"]]] for case in cases]
     print_table(
         "How late is a list?  ms after the deadline, p50 / p99 / max",
-        ["at once", "what", "lists", "ready", "handler called", "p99 at most", "ready", "handler"],
+        ["at once", "what", "lists", "ready", "p99 at most", "", "handler called"],
         [
             [
                 *name,
                 str(case["lists"]),
-                *(" / ".join(f"{case[f'{moment}_p{p}_ms']:.1f}" for p in (50, 99, 100)) for moment in _MOMENTS),
+                _percentiles(case, "ready"),
                 "" if case["p99_at_most_ms"] is None else f"{case['p99_at_most_ms']:g}",
-                *(verdict(case[f"{moment}_met"]) for moment in _MOMENTS),
+                verdict(case["ready_met"]),
+                _percentiles(case, "handled"),
             ]
             for name, case in zip(names, cases, strict=True)
         ],
         f"{_STATIONS} stations a batch, {_STATIONS - _ANSWERS} of them hung; settings are the defaults but the bounds "
-        "of batches in flight.  Warnings are made and written nowhere.",
+        "of batches in flight.  Warnings are made and written nowhere.  Four handlers run side by side (max_uploads).",
     )
     print_table(
         "What does that do to the loop?  ms",
@@ -365,6 +365,10 @@ def _print(cases: Sequence[dict[str, Any]]) -> None:
             for name, case in zip(names, cases, strict=True)
         ],
     )
+
+
+def _percentiles(case: dict[str, Any], moment: str) -> str:
+    return " / ".join(f"{case[f'{moment}_p{percent}_ms']:.1f}" for percent in (50, 99, 100))
 
 
 def _print_blocking(cases: Sequence[dict[str, Any]]) -> None:

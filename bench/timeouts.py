@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 import trio.testing
@@ -19,6 +18,9 @@ import trio.testing
 from trioagg import run_batch
 
 from .figures import Progress, console, print_lines, print_table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _STATIONS: Final = 100
 _SIGMA: Final = 0.8
