@@ -94,4 +94,4 @@ async def _measure(
         able += sum(seconds < math.inf for seconds in takes.values())
         seconds += report.seconds or 0.0
     expected = batches * _STATIONS
-    return answered / expected, able / expected, seconds / batches
+    return answered / expected, able / expected, seconds / batches  # noqa: ASYNC910 - there is a batch at least

@@ -237,6 +237,8 @@ async def test_an_answer_that_is_pushed_for_a_running_batch_counts_and_the_batch
     assert (some.report.succeeded, some.report.timed_out, some.report.skipped) == (1, 1, 1)
     assert every.report.completed_by is CompletedBy.ALL
     assert every.report.seconds == 1
+    assert [outcome.verdict for outcome in every.report.stations.values()] == [Verdict.SUCCEEDED] * 2
+    assert [outcome.started_seconds for outcome in every.report.stations.values()] == [0, None]
 
 
 async def test_the_stations_are_those_that_were_handed_in_whatever_becomes_of_the_mapping(

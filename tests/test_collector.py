@@ -228,6 +228,16 @@ def test_the_answer_for_a_station_that_was_never_started_is_no_start_of_another(
     )
 
 
+def test_a_station_that_was_never_started_may_have_succeeded() -> None:
+    collector = BatchCollector("b", ["A", "B"], starts={"A": 0.5})
+    collector.add_result("A", {}, 1.0)
+    collector.add_result("B", {})  # by somebody else
+    assert dict(collector.close("all").stations) == {
+        "A": StationOutcome(Verdict.SUCCEEDED, 0.5, 1.0),
+        "B": StationOutcome(Verdict.SUCCEEDED),
+    }
+
+
 def test_results_are_encoded_when_they_come_in_the_order_of_the_list() -> None:
     collector = BatchCollector("b", ["A", "B", "C"], encode=msgspec.json.encode)
     result = {"n": 1}

@@ -223,10 +223,10 @@ class BatchResultAggregator(Generic[T]):
         return self._ignore(batch_id, station_id)
 
     def statistics(self) -> AggregatorStatistics:
-        """A frozen snapshot."""
+        """A frozen snapshot.  Threads may ask for it too, and so may whoever is left after the run."""
         self._forget()
         return self._totals.snapshot(
-            open_batches=sum(batch.report is None for batch in self._alive),
+            open_batches=len(self._deadlines),
             waiting_uploads=self._uploader.waiting,
             running_uploads=self._uploader.running,
             unreaped_batches=len(self._reaper.unreaped),
@@ -340,7 +340,7 @@ class BatchResultAggregator(Generic[T]):
         with lone_errors_bare() as theirs, tuned_gc(self._tune_gc):
             async with trio.open_nursery() as outer:
                 outer.start_soon(self._name_stragglers, watch, name="trioagg straggler watch")
-                outer.start_soon(self._deadlines.run, name="trioagg deadlines")
+                outer.start_soon(self._deadlines.run, name="trioagg deadlines")  # noqa: ASYNC113 - add() may come first
                 try:
                     async with trio.open_nursery() as nursery:
                         self._nursery = nursery

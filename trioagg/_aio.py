@@ -90,7 +90,7 @@ def _drain(loop: Any, errors: LoopErrors) -> None:
 
     # Without the protection a Ctrl-C inside an asyncio callback ends the loop's task and leaves its users waiting.
     @trio.lowlevel.enable_ki_protection
-    async def main_loop_some(no_wait: bool = False) -> None:
+    async def main_loop_some(no_wait: bool = False) -> None:  # noqa: ASYNC910 - as the one that it replaces
         try:
             await one_callback(no_wait=no_wait)
             for _ in range(_CALLBACKS_PER_PASS):

@@ -251,7 +251,7 @@ class _Ledger(Mapping[str, StationOutcome]):
     def _all(self) -> dict[str, StationOutcome]:
         if self._outcomes is None:
             starts, runs, others, seconds, missing = self._facts
-            if starts is not None and not others and len(runs) == len(self._expected):
+            if starts is not None and not others and len(runs) == len(starts) == len(self._expected):
                 succeeded = Verdict.SUCCEEDED
                 self._outcomes = {one: StationOutcome(succeeded, starts[one], runs[one]) for one in self._expected}
                 return self._outcomes

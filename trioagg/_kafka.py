@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
-import trio.testing
+from aiokafka.errors import KafkaConnectionError
 
-from ._aio import LoopErrors, open_drained_loop
 from ._blame import lone_errors_bare
-from ._kafka_connect import Address, Hush, Reason, connect_aio
-from ._kafka_sink import Sink
-from ._kafka_source import Claim, Record, Source
+from ._kafka_bridge import ABANDON_SECONDS, Bridge
+from ._kafka_claims import Claim, Record
+from ._kafka_connect import Address, connect_aio
+from ._kafka_log import Hush
+from ._kafka_sink import Message, Sink
+from ._kafka_source import Source
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
@@ -27,10 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Claim", "Kafka", "KafkaStatistics", "Record", "open_kafka"]
 
-_ABORT_SECONDS: Final = 4.0
-_GRACE_SECONDS: Final = 1.0
-_GATHER_SECONDS: Final = 0.02
-_EXIT_SECONDS: Final = 0.1
+_SHORTEST_START_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,43 +58,30 @@ class KafkaStatistics:
 class Kafka:
     """What :func:`open_kafka` gives."""
 
-    def __init__(self, open_seconds: float, start: Callable[[Kafka], Any]) -> None:
-        self._open_seconds, self._start = open_seconds, start
-        self._loop: Any = None
-        self._source: Any = None
-        self._sink: Sink | None = None
-        self._errors = LoopErrors(self._fail)
-        self._failure: BaseException | None = None
-        self._failed, self._asked_to_end = trio.Event(), trio.Event()
-        # Not nursery.start(): cancelled between the two, it would wait for a task that is shielded already.
-        self._ready = trio.Event()
-        self._ended, self._body_left = trio.Event(), trio.Event()
-        self._nudged = trio.Event()
-        self._last_commit = False
-        self._end_seconds = _ABORT_SECONDS
-        self.records: trio.MemoryReceiveChannel[Record]
+    def __init__(self, bridge: Bridge, source: Source, sink: Sink | None) -> None:
+        self._bridge, self._source, self._sink = bridge, source, sink
+        self.records: trio.MemoryReceiveChannel[Record] = source.records
+        """Messages as they come; ends after :meth:`stop_fetching`."""
 
     @property
     def loop(self) -> Any:
         """The asyncio loop, for ``service_loop``."""
-        return self._loop
-
-    # What the service calls, from Trio.
+        return self._bridge.loop
 
     def finish(self, record: Record) -> None:
         """Its batch is up for good, or it can have none: its offset may be committed.
 
         Without effect, but counted, if its partition was taken from us meanwhile.
         """
-        self._source.finish(record)
+        self._source.group.finish(record)
 
     def discard(self, record: Record) -> None:
         """It was not begun and will not be: nothing waits for it, and nothing is committed past it."""
-        self._source.discard(record)
+        self._source.group.discard(record)
 
     def wake(self) -> None:
         """There may be room again."""
-        self._nudged.set()
+        self._bridge.nudge()
 
     def stop_fetching(self) -> None:
         """No record comes any more: what nobody has taken out of ``records`` is discarded, and the channel ends."""
@@ -111,123 +97,59 @@ class Kafka:
         Cancellation: whether the message arrives is unknown.
         """
         assert self._sink is not None, "no result_topic was given"
-        await self._sink.send(key, value, headers)
+        message = Message(key, value, headers)
+        self._sink.submit(message)
+        try:
+            await message.done.wait()
+        except trio.Cancelled:
+            message.unwanted = True
+            raise
+        if message.error is not None:
+            try:
+                raise message.error
+            finally:
+                del message  # its error holds this frame
 
-    async def commit(self, timeout: float = 15.0) -> None:
-        """Commit now what may be committed; return when that was tried, or after *timeout* seconds.
+    async def commit(self, seconds: float = 15.0) -> None:
+        """Commit now what may be committed; return when that was tried, or after so many *seconds*.
 
         Cancellation: is waited through.
         """
-        if not self._asked_to_end.is_set() and self._failure is None:
-            with trio.move_on_after(timeout, shield=True):
-                await self._source.ask_for_commit().wait()
+        if self._bridge.running:
+            tried = self._source.group.ask_for_commit()
+            with trio.move_on_after(seconds, shield=True):
+                await tried.wait()
         await trio.lowlevel.checkpoint()
 
-    async def close(self, timeout: float) -> None:
+    async def close(self, seconds: float) -> None:
         """End in good order: a last commit, the group left, the producer stopped.
 
-        Takes *timeout* seconds at most (and a second to abandon what does not end), whatever Kafka does.
+        Takes so many *seconds* at most (and two or three to abandon what does not end), whatever Kafka does.
 
         Cancellation: is waited through.
         """
-        if not self._asked_to_end.is_set():
-            self._last_commit, self._end_seconds = True, timeout
-            self._asked_to_end.set()
-        with trio.move_on_after(self._end_seconds + _GRACE_SECONDS, shield=True):
-            await self._ended.wait()
+        self._bridge.end(seconds, commit=True)
+        with trio.move_on_after(seconds + ABANDON_SECONDS, shield=True):
+            await self._bridge.ended.wait()
         await trio.lowlevel.checkpoint()
 
     def statistics(self) -> KafkaStatistics:
         """A frozen snapshot; nothing is asked of the network."""
-        source: Source = self._source
-        claims = list(source.assigned)
+        source, group = self._source, self._source.group
         return KafkaStatistics(
-            assigned=tuple((claim.topic, claim.partition) for claim in claims),
-            lag={(claim.topic, claim.partition): source.lag(claim) for claim in claims},
+            assigned=tuple((claim.topic, claim.partition) for claim in group.claims.values()),
+            lag={
+                (claim.topic, claim.partition): source.lag(partition, claim)
+                for partition, claim in group.claims.items()
+            },
             records_delivered=source.delivered,
-            commits=source.commits,
-            rebalances=source.rebalances,
-            late_finishes=source.late,
-            dropped_records=source.dropped_records,
+            commits=group.commits,
+            rebalances=group.rebalances,
+            late_finishes=group.late,
+            dropped_records=group.dropped_records,
             offset_resets=source.resets,
-            loop_errors=self._errors.count,
+            loop_errors=self._bridge.errors.count,
         )
-
-    # How it lives.
-
-    def _fail(self, error: BaseException) -> None:
-        if self._failure is None:
-            self._failure = error
-            self._failed.set()
-            self._release()
-
-    def _release(self) -> None:
-        if self._source is not None:
-            self._source.release()
-
-    async def _host(self) -> None:
-        """The task that the asyncio loop lives in.  Its context has that loop as the current one, nobody else's has."""
-        async with open_drained_loop(self._errors) as loop:
-            self._loop = loop
-            try:
-                await loop.run_aio_coroutine(self._start(self))
-            except BaseException:
-                self._end_seconds = min(self._end_seconds, _ABORT_SECONDS)
-                await self._end(loop)
-                raise
-            self.records = self._source.records
-            self._ready.set()
-            # It outlives the cancellation of the block: until the block is left, there may be something to do.
-            with trio.CancelScope(shield=True):
-                await self._asked_to_end.wait()
-                await self._end(loop)
-                self._ended.set()
-                await self._body_left.wait()
-
-    async def _end(self, loop: Any) -> None:
-        if not loop.is_running():
-            return
-        with trio.move_on_after(self._end_seconds + _GRACE_SECONDS, shield=True):
-            await loop.run_aio_coroutine(self._end_aio())
-
-    async def _end_aio(self) -> None:
-        ends = []
-        if self._source is not None:
-            ends.append(self._source.end_aio(commit=self._last_commit, seconds=self._end_seconds))
-        if self._sink is not None:
-            ends.append(self._sink.end_aio(self._end_seconds))
-        await asyncio.gather(*ends, return_exceptions=True)
-
-    async def _gather(self) -> None:
-        """Tell the asyncio side what Trio's has for it: when nobody else has anything to do, or after 20 ms.
-
-        Told at once, it would make a request for every list and a fetch for every free place: the broker is quick, and
-        the loop is drained, so that under load an answer is here before the next list is.  That took half of the time.
-        """
-        while True:
-            await self._nudged.wait()
-            self._nudged = trio.Event()
-            with trio.move_on_after(_GATHER_SECONDS):
-                await trio.testing.wait_all_tasks_blocked()
-            self._source.wake()
-            if self._sink is not None:
-                self._sink.begin_round()
-
-    async def _raise_failure(self) -> None:
-        await self._failed.wait()
-        assert self._failure is not None
-        if not isinstance(self._failure, Exception):
-            # An exit out of an asyncio task reaches whoever waits for that task: let it be one error, and not two.
-            await trio.sleep(_EXIT_SECONDS)
-        raise self._failure
-
-    async def _watch_loop(self, scope: trio.CancelScope) -> None:
-        # Whatever ended the loop comes out of the task that it lives in, once everybody else has left.
-        await self._loop.wait_stopped()
-        if not self._body_left.is_set():
-            self._ended.set()
-            self._release()
-            scope.cancel()
 
 
 @asynccontextmanager
@@ -268,18 +190,22 @@ async def open_kafka(
     nothing is committed, and the group is left within five seconds.
     """
     address = Address(bootstrap_servers, settings)
+    bridge, hush = Bridge(), Hush()
 
-    async def start_aio(kafka: Kafka) -> None:
+    def fail(error: BaseException) -> None:
+        bridge.fail(address.at_the_edge(error))
+
+    async def start_aio() -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + connect_timeout
-        names = list(dict.fromkeys([*topics, *([result_topic] if result_topic is not None else [])]))
-        partitions = await connect_aio(address, names, connect_timeout)
+        names = [*topics] if result_topic is None else [*topics, result_topic]
+        partitions = await connect_aio(address, dict.fromkeys(names), connect_timeout)
         try:
-            async with asyncio.timeout_at(max(deadline, loop.time() + _GRACE_SECONDS)):
+            async with asyncio.timeout_at(max(deadline, loop.time() + _SHORTEST_START_SECONDS)):
                 if result_topic is not None:
-                    kafka._sink = Sink(address, result_topic, fail, kafka.wake)
-                    await kafka._sink.start_aio()
-                kafka._source = source = Source(
+                    bridge.sink = Sink(address, result_topic, fail, bridge.nudge)
+                    await bridge.sink.start_aio()
+                bridge.source = Source(
                     address,
                     {topic: partitions[topic] for topic in topics},
                     group_id=group_id,
@@ -290,32 +216,27 @@ async def open_kafka(
                     dropped=dropped,
                     fail=fail,
                 )
-                await source.start_aio()
+                await bridge.source.start_aio()
+        except (TimeoutError, KafkaConnectionError) as error:
+            # Their own words are "Unable to bootstrap", whatever it was; the reason is in the client's log only.
+            raise address.failed(address.reason_of(hush.complaint or error)) from error
         except Exception as error:
             mapped = address.at_the_edge(error)
-            complaint = hush.complaint
-            if isinstance(complaint, BaseException):
-                raise address.failed(address.explain(complaint, bootstrap_servers)) from error
-            if isinstance(error, TimeoutError):
-                raise address.failed(Reason(complaint or f"no answer within {connect_timeout:g} s")) from error
             raise mapped from mapped.__cause__
-        hush.starting = False
+        hush.started()
 
-    def fail(error: BaseException) -> None:
-        kafka._fail(address.at_the_edge(error))
-
-    hush = Hush()
-    kafka = Kafka(connect_timeout, start_aio)
     with lone_errors_bare(), hush.installed():
         async with trio.open_nursery() as nursery:
             try:
-                nursery.start_soon(kafka._host)
-                await kafka._ready.wait()
-                nursery.start_soon(kafka._gather)
-                nursery.start_soon(kafka._raise_failure)
-                nursery.start_soon(kafka._watch_loop, nursery.cancel_scope)
-                yield kafka
+                # Not nursery.start(): cancelled at the wrong moment it waits for a task that is shielded already.
+                nursery.start_soon(bridge.host, start_aio, name="trioagg Kafka")
+                await bridge.ready.wait()
+                for work in (bridge.gather, bridge.raise_failure):
+                    nursery.start_soon(work)
+                nursery.start_soon(bridge.watch_loop, nursery.cancel_scope)
+                assert bridge.source is not None
+                yield Kafka(bridge, bridge.source, bridge.sink)
             finally:
-                kafka._body_left.set()
-                kafka._asked_to_end.set()
+                bridge.body_left.set()
+                bridge.end()
                 nursery.cancel_scope.cancel()

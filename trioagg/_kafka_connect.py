@@ -2,6 +2,7 @@
 
 ``_aio`` marks an asyncio-flavoured function.
 """
+# flake8: noqa: ASYNC102, ASYNC910, ASYNC911 - asyncio knows neither scopes nor checkpoints
 
 from __future__ import annotations
 
@@ -11,7 +12,6 @@ import logging
 import random
 import socket
 import ssl
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,7 +23,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 from ._errors import ConnectFailed, KafkaError, TopicUnavailable, TrioaggError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Coroutine, Iterator
+    from collections.abc import AsyncIterator, Collection
 
     from ._settings import KafkaSettings
 
@@ -86,13 +86,18 @@ class Address:
     def at_the_edge(self, error: BaseException) -> BaseException:
         """What a client's error is called on our side.  What is no Kafka error stays what it is: it is a bug."""
         what = f"Kafka at {self.bootstrap_servers}"
+        mapped: KafkaError
         if isinstance(error, aiokafka.errors.TopicAuthorizationFailedError):
             topics = error.args[0] if error.args else "?"
-            topic = topics if isinstance(topics, str) else ", ".join(sorted(topics))
-            return self.no_topic(topic, aiokafka.errors.TopicAuthorizationFailedError.errno)
-        if isinstance(error, aiokafka.errors.GroupAuthorizationFailedError):
+            mapped = self.no_topic(topics if isinstance(topics, str) else ", ".join(sorted(topics)), type(error))
+        elif isinstance(error, aiokafka.errors.GroupAuthorizationFailedError):
             group = error.args[0] if error.args else "?"
-            mapped = KafkaError(f"group {group!r} on {what}", "not authorised", "it needs the right READ on this group")
+            mapped = KafkaError(
+                f"group {group!r} on {what}", "not authorised", f"{self._who()} needs READ on this group"
+            )
+        elif isinstance(error, aiokafka.errors.ClusterAuthorizationFailedError):
+            hint = f"{self._who()} needs WRITE on the result topic (before Kafka 3.0 IDEMPOTENT_WRITE too)"
+            mapped = KafkaError(what, "not authorised to produce", hint)
         elif isinstance(error, aiokafka.errors.KafkaError):
             mapped = KafkaError(what, _words(error))
         else:
@@ -100,21 +105,29 @@ class Address:
         mapped.__cause__ = error
         return mapped
 
-    def no_topic(self, topic: str, code: int) -> TopicUnavailable:
-        if code == aiokafka.errors.TopicAuthorizationFailedError.errno:
-            reason, hint = "not authorised", f"{self._who()} needs the rights on this topic (READ, WRITE for results)"
-        elif code == aiokafka.errors.InvalidTopicError.errno:
+    def no_topic(self, topic: str, why: type[BaseException]) -> TopicUnavailable:
+        if why is aiokafka.errors.TopicAuthorizationFailedError:
+            reason, hint = "not authorised", f"{self._who()} needs READ on it, or WRITE for results"
+        elif why is aiokafka.errors.InvalidTopicError:
             reason, hint = "no valid name for a topic", ""
-        else:
+        elif why is aiokafka.errors.UnknownTopicOrPartitionError:
             reason = "does not exist"
             hint = (
                 f"Create it: kafka-topics.sh --bootstrap-server {self.bootstrap_servers} "
                 f"--create --topic {topic} --partitions 3"
             )
+        else:
+            reason, hint = why.__name__, ""
         return TopicUnavailable(topic, self.bootstrap_servers, reason, hint)
 
     def _who(self) -> str:
         return f"the user {self.settings.sasl_username!r}" if self.settings.sasl_username else "this client"
+
+    def reason_of(self, complaint: BaseException | str) -> Reason:
+        """Why the clients did not start, though a first connection worked."""
+        if isinstance(complaint, BaseException):
+            return self.explain(complaint, self.reached)
+        return Reason(f"{self.reached}: {complaint}")
 
     def explain(self, error: BaseException, where: str) -> Reason:
         """Why a connection to *where* failed.  ``final``: trying again would end in the same way."""
@@ -128,7 +141,9 @@ class Address:
             return Reason(text, "Check sasl_username and sasl_password", True)
         if isinstance(error, ssl.SSLCertVerificationError):
             text = f"the certificate of {where} is not trusted: {error.verify_message}"
-            return Reason(text, "Give ssl_context= the authority that signed it", True)
+            return Reason(
+                text, "Give ssl_context= the authority that signed it, and use the name that it was made for", True
+            )
         if isinstance(error, ssl.SSLError):
             text = f"no TLS with {where}: {error.reason or error}"
             hint = f"Is this a port that speaks TLS? security_protocol is {settings.security_protocol!r}"
@@ -192,10 +207,10 @@ async def connect_aio(address: Address, topics: Collection[str], connect_timeout
         await asyncio.sleep(_AGAIN_AFTER_SECONDS)
 
 
-async def look_for_topic_aio(address: Address, topic: str, timeout: float) -> TopicUnavailable | None:
-    """Ask the brokers whether *topic* is still there; None as well if nobody answers within *timeout* seconds."""
+async def look_for_topic_aio(address: Address, topic: str, seconds: float) -> TopicUnavailable | None:
+    """Ask the brokers whether *topic* is still there; None as well if nobody answers within so many *seconds*."""
     try:
-        await _try_hosts_aio(address, [topic], asyncio.get_running_loop().time() + timeout)
+        await _try_hosts_aio(address, [topic], asyncio.get_running_loop().time() + seconds)
     except TopicUnavailable as error:
         return error
     except (_NotYet, TrioaggError):
@@ -215,14 +230,13 @@ async def _try_hosts_aio(address: Address, topics: Collection[str], deadline: fl
     for index, (host, port) in enumerate(hosts):
         try:
             async with _connection_aio(address, host, port, deadline, len(hosts) - index) as connection:
-                brokers, partitions = await _ask_aio(address, connection, topics)
-        except TopicUnavailable:
-            raise
+                answer = await connection.send(MetadataRequest(list(topics), allow_auto_topic_creation=False))
         except (OSError, EOFError, aiokafka.errors.KafkaError) as error:
             reasons.append(address.explain(error, spelled(host, port)))
             continue
+        brokers = [(broker[1], broker[2]) for broker in answer.brokers]
         await _try_advertised_aio(address, brokers, (host, port), deadline)
-        return partitions
+        return _partitions(address, answer)
     raise _NotYet(next((reason for reason in reasons if reason.final), reasons[-1]))
 
 
@@ -248,7 +262,9 @@ async def _try_advertised_aio(
 
 
 @contextlib.asynccontextmanager
-async def _connection_aio(address: Address, host: str, port: int, deadline: float, tries_left: int) -> Any:
+async def _connection_aio(
+    address: Address, host: str, port: int, deadline: float, tries_left: int
+) -> AsyncIterator[Any]:
     loop: Any = asyncio.get_running_loop()
     # One silent host of three must not take the time of the others.
     seconds = max(_SHORTEST_TRY_SECONDS, (deadline - loop.time()) / tries_left)
@@ -264,95 +280,11 @@ async def _connection_aio(address: Address, host: str, port: int, deadline: floa
                 await asyncio.wait([closed], timeout=_SHORTEST_TRY_SECONDS)
 
 
-async def _ask_aio(
-    address: Address, connection: Any, topics: Collection[str]
-) -> tuple[list[tuple[str, int]], dict[str, list[int]]]:
-    answer = await connection.send(MetadataRequest(list(topics), allow_auto_topic_creation=False))
+def _partitions(address: Address, answer: Any) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
-    for code, topic, _, partitions in answer.topics:
-        if code not in (0, aiokafka.errors.LeaderNotAvailableError.errno):
-            raise address.no_topic(topic, code)
-        found[topic] = sorted(partition[1] for partition in partitions)
-    brokers = [(host, port) for _, host, port, *_ in answer.brokers]
-    return brokers, found
-
-
-async def unhurried_aio(start: Coroutine[Any, Any, None]) -> None:
-    """Await the start of a client; a cancellation waits a second for its end.
-
-    Cancelled in its first question, it forgets the connection that it asked over.
-    """
-    task = asyncio.create_task(start)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await ended_aio(task, _SHORTEST_TRY_SECONDS)
-        raise
-
-
-async def ended_aio(task: asyncio.Task[Any], seconds: float, *, cancel: bool = True) -> bool:
-    """Give a task so long to end, cancel it then, and let nobody complain that its error was not looked at."""
-    if not task.done() and seconds > 0:
-        await asyncio.wait({task}, timeout=seconds)
-    ended = task.done()
-    if not ended and cancel:
-        task.cancel()
-        await asyncio.wait({task}, timeout=_SHORTEST_TRY_SECONDS)
-    if task.done() and not task.cancelled():
-        task.exception()
-    return ended
-
-
-def abandon(client: Any) -> None:
-    """Let go of a client that would not be closed in time, so that nothing of it warns when it is collected."""
-    for connection in list(getattr(client, "_conns", {}).values()):
-        connection.close()
-
-
-class Hush(logging.Filter):
-    """Keeps the client's own log readable: one line of a kind in ten seconds.
-
-    While a broker is away the client writes 50 to 110 lines a second.  During the start it writes none, and the last
-    complaint is kept for the error that we raise.
-    """
-
-    SECONDS: Final = 10.0
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.starting = True
-        self.complaint: BaseException | str | None = None
-        self._lines: dict[tuple[str, str], tuple[float, int]] = {}
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.levelno <= logging.DEBUG:
-            return True
-        if self.starting:
-            if record.levelno >= logging.WARNING:
-                args = record.args if isinstance(record.args, tuple) else ()
-                errors = [value for value in args if isinstance(value, BaseException)]
-                self.complaint = errors[-1] if errors else record.getMessage()
-            return False
-        key = (record.name, str(record.msg))
-        now = time.monotonic()
-        until, more = self._lines.get(key, (0.0, 0))
-        if now < until:
-            self._lines[key] = (until, more + 1)
-            return False
-        self._lines[key] = (now + self.SECONDS, 0)
-        if more:
-            record.msg = f"{record.msg} ({more} more like this one were left out)"
-        return True
-
-    @contextlib.contextmanager
-    def installed(self) -> Iterator[None]:
-        # A logger's filter sees what is logged to that very logger only, not what comes up from its children.
-        names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "aiokafka"]
-        loggers = [logging.getLogger(name) for name in {"aiokafka", *names}]
-        for each in loggers:
-            each.addFilter(self)
-        try:
-            yield
-        finally:
-            for each in loggers:
-                each.removeFilter(self)
+    for code, topic, *_, partitions in answer.topics:
+        why = aiokafka.errors.for_code(code)
+        if why not in (aiokafka.errors.NoError, aiokafka.errors.LeaderNotAvailableError):
+            raise address.no_topic(topic, why)
+        found[topic] = [partition[1] for partition in partitions]
+    return found

@@ -2,6 +2,7 @@
 
 ``_aio`` marks an asyncio-flavoured function.
 """
+# flake8: noqa: ASYNC910, ASYNC911, ASYNC913 - asyncio knows no checkpoints
 
 from __future__ import annotations
 
@@ -15,60 +16,59 @@ import aiokafka.errors
 import trio
 
 from ._errors import Closed, KafkaError
-from ._kafka_connect import RETRY_BACKOFF_SECONDS, abandon, look_for_topic_aio, unhurried_aio
+from ._kafka_connect import RETRY_BACKOFF_SECONDS, look_for_topic_aio
+from ._kafka_tasks import Tasks, ended_aio, unhurried_aio
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from ._errors import TrioaggError
     from ._kafka_connect import Address
 
 logger = logging.getLogger("trioagg")
 
 MAX_MESSAGE_BYTES: Final = 32 * 1024 * 1024
-"""What we hand to Kafka at all.  Topics take 1 MiB if nobody says otherwise, and no broker takes 100 MiB."""
+"""What we hand to Kafka at all.  A topic takes 1 MiB if nobody says otherwise, and no broker takes 100 MiB."""
 _BATCH_BYTES: Final = 512 * 1024
 _ROUND_MESSAGES, _ROUND_BYTES = 1000, 4 * 1024 * 1024
 _AWAY_SECONDS: Final = 5.0
-_STOP_SECONDS: Final = 5.0
+_RETIRE_SECONDS: Final = 5.0
 _LONGEST_PAUSE_SECONDS: Final = 5.0
 
 _TOO_LARGE: Final = (aiokafka.errors.MessageSizeTooLargeError, aiokafka.errors.RecordListTooLargeError)
-# Refused, and it would be refused again.
-_REFUSED: Final = (
+_ABOUT_THE_TOPIC: Final = (
     aiokafka.errors.TopicAuthorizationFailedError,
     aiokafka.errors.ClusterAuthorizationFailedError,
     aiokafka.errors.InvalidTopicError,
-    aiokafka.errors.CorruptRecordException,
-    aiokafka.errors.InvalidTimestampError,
-    aiokafka.errors.PolicyViolationError,
-    aiokafka.errors.UnsupportedForMessageFormatError,
-    aiokafka.errors.InvalidRequiredAcksError,
-    aiokafka.errors.UnknownError,
 )
 _MAYBE_GONE: Final = (
     aiokafka.errors.NotLeaderForPartitionError,
     aiokafka.errors.LeaderNotAvailableError,
     aiokafka.errors.UnknownTopicOrPartitionError,
 )
+# Said of this producer, not of the message: another producer may send it.
+_ABOUT_THE_PRODUCER: Final = (
+    aiokafka.errors.OutOfOrderSequenceNumber,
+    aiokafka.errors.UnknownProducerId,
+    aiokafka.errors.InvalidProducerEpoch,
+    aiokafka.errors.InvalidProducerIdMapping,
+)
 
 
-class _Waiting:
-    """A message whose sender waits."""
+class Message:
+    """A list on its way.  ``done`` is set when it is acknowledged, or when ``error`` says why it is not."""
 
-    __slots__ = ("done", "error", "headers", "key", "left", "value")
+    __slots__ = ("done", "error", "headers", "key", "size", "unwanted", "value")
 
     def __init__(self, key: bytes, value: bytes, headers: Sequence[tuple[str, bytes]]) -> None:
         self.key, self.value, self.headers = key, value, headers
+        self.size = len(key) + len(value) + sum(len(name) + len(content) for name, content in headers)
         self.done = trio.Event()
-        self.error: BaseException | None = None
-        self.left = False
-        """Its sender was cancelled before it was sent: it need not be."""
+        self.error: TrioaggError | None = None
+        self.unwanted = False
+        """Its sender does not wait any more: if it has not begun, it need not."""
 
-    @property
-    def size(self) -> int:
-        return len(self.key) + len(self.value)
-
-    def resolve(self, error: BaseException | None = None) -> None:
+    def resolve(self, error: TrioaggError | None = None) -> None:
         self.error = error
         self.done.set()
 
@@ -87,43 +87,24 @@ class Sink:
     def __init__(
         self, address: Address, topic: str, fail: Callable[[BaseException], None], wanted: Callable[[], None]
     ) -> None:
-        self._address, self._topic, self._fail, self._wanted = address, topic, fail, wanted
+        self._address, self._topic, self._wanted = address, topic, wanted
         self._producer: Any = None
-        self._queue: deque[_Waiting] = deque()
-        self._round: Sequence[_Waiting] = ()
+        self._queue: deque[Message] = deque()
+        self._round: Sequence[Message] = ()
         self._round_began: float | None = None
         self._away = False
-        self._closed = False
+        self._ended = False
         self._work = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks = Tasks(fail)
 
     # Trio's side.
 
-    async def send(self, key: bytes, value: bytes, headers: Sequence[tuple[str, bytes]]) -> None:
-        """Return when the message is acknowledged; wait as long as it takes.
-
-        Raises:
-          KafkaError: if it was refused, and would be again.
-          Closed: if the connection ends before.
-
-        Cancellation: whether the message arrives is unknown.
-        """
-        if self._closed:
-            await trio.lowlevel.checkpoint()
-            raise self._ended()
-        waiting = _Waiting(key, value, headers)
-        self._queue.append(waiting)
+    def submit(self, message: Message) -> None:
+        if self._ended:
+            message.resolve(_closed())
+            return
+        self._queue.append(message)
         self._wanted()
-        try:
-            await waiting.done.wait()
-        except trio.Cancelled:
-            waiting.left = True
-            raise
-        if waiting.error is not None:
-            try:
-                raise waiting.error
-            finally:
-                del waiting  # its error holds this frame
 
     def begin_round(self) -> None:
         """Send what waits, as soon as the round that is under way is over."""
@@ -135,33 +116,26 @@ class Sink:
     async def start_aio(self) -> None:
         self._producer = self._new_producer(self._address.reached)
         await unhurried_aio(self._producer.start())
-        for work in (self._write_aio(), self._watch_aio()):
-            task = asyncio.create_task(work, name="trioagg sink")
-            task.add_done_callback(self._one_ended)
-            self._tasks.append(task)
+        self._tasks.start(self._write_aio(), "sink")
+        self._tasks.start(self._watch_aio(), "sink watch")
 
-    async def end_aio(self, seconds: float) -> None:
-        """Stop, and abandon what cannot be stopped.  Never longer than *seconds*."""
-        self._closed = True
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=seconds / 4)
-        for waiting in (*self._round, *self._queue):
-            if not waiting.done.is_set():
-                waiting.resolve(self._ended())
+    async def end_aio(self, seconds: float) -> bool:
+        """Stop.  Says whether the producer ended in good order; it takes *seconds*, and a second or two else."""
+        self._ended = True
+        await self._tasks.cancel_aio()
+        for message in (*self._round, *self._queue):
+            if not message.done.is_set():
+                message.resolve(_closed())
         self._queue.clear()
-        if self._producer is not None:
-            await self._retire_aio(self._producer, seconds / 2)
+        if self._producer is None:
+            return True
+        # With something unacknowledged and no broker it would wait for ever.
+        return await ended_aio(asyncio.create_task(self._producer.stop()), seconds)
 
-    def _one_ended(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and task.exception() is not None:
-            error = task.exception()
-            assert error is not None
-            self._fail(error)
-
-    def _ended(self) -> Closed:
-        return Closed("the connection to Kafka", "has ended")
+    @property
+    def client(self) -> Any:
+        """What is to be abandoned if it does not end."""
+        return getattr(self._producer, "client", None)
 
     def _new_producer(self, bootstrap_servers: str) -> Any:
         return aiokafka.AIOKafkaProducer(
@@ -173,15 +147,20 @@ class Sink:
             max_request_size=MAX_MESSAGE_BYTES,
         )
 
-    async def _retire_aio(self, producer: Any, seconds: float) -> None:
-        stop = asyncio.create_task(producer.stop())
-        try:
-            # With something unacknowledged and no broker it would wait for ever.
-            await asyncio.wait({stop}, timeout=seconds)
-        finally:
-            stop.cancel()
-            stop.add_done_callback(lambda task: task.cancelled() or task.exception())
-            abandon(producer.client)
+    async def _renew_aio(self) -> None:
+        await self._retire_aio()
+        while True:
+            self._producer = self._new_producer(self._address.bootstrap_servers)
+            try:
+                await unhurried_aio(self._producer.start())
+                return
+            except aiokafka.errors.KafkaConnectionError:
+                await self._retire_aio()
+                await asyncio.sleep(RETRY_BACKOFF_SECONDS)
+
+    async def _retire_aio(self) -> None:
+        # Nothing of it is under way: what it had was acknowledged or refused.
+        await ended_aio(asyncio.create_task(self._producer.stop()), _RETIRE_SECONDS)
 
     # The writer.
 
@@ -190,33 +169,31 @@ class Sink:
             await self._work.wait()
             self._work.clear()
             self._round = self._take()
-            self.begin_round()  # where there is more than one round takes
+            self.begin_round()  # for what a round does not hold
             if self._round:
                 self._round_began = asyncio.get_running_loop().time()
                 await self._bring_up_aio(self._round)
                 self._round_began = None
-                self._back()
+                self._tell_back()
             self._round = ()
 
-    def _take(self) -> list[_Waiting]:
-        taken: list[_Waiting] = []
+    def _take(self) -> list[Message]:
+        taken: list[Message] = []
         size = 0
         while self._queue and len(taken) < _ROUND_MESSAGES and size < _ROUND_BYTES:
-            waiting = self._queue.popleft()
-            if not waiting.left:
-                taken.append(waiting)
-                size += waiting.size
+            message = self._queue.popleft()
+            if not message.unwanted:
+                taken.append(message)
+                size += message.size
         return taken
 
-    async def _bring_up_aio(self, messages: Sequence[_Waiting]) -> None:
+    async def _bring_up_aio(self, messages: Sequence[Message]) -> None:
         """Send until every message has its answer."""
-        together, alone = list(messages), list[_Waiting]()
+        together, alone = list(messages), list[Message]()
         pause = RETRY_BACKOFF_SECONDS
         while together or alone:
-            some = together or [alone.pop()]
-            failed = await self._send_all_aio(some)
-            if some is together:
-                together = []
+            some, together = together or [alone.pop()], []
+            failed = await self._send_aio(some)
             if not failed:
                 continue
             # After one refusal an idempotent producer fails all that follows, whatever it is.
@@ -224,82 +201,67 @@ class Sink:
             gone = None
             if any(isinstance(error, _MAYBE_GONE) for _, error in failed):
                 gone = await look_for_topic_aio(self._address, self._topic, self._address.settings.request_timeout)
-            refused = False
-            for waiting, error in failed:
+            for message, error in failed:
                 if gone is not None:
-                    waiting.resolve(self._address.no_topic(self._topic, 0))
-                elif isinstance(error, _TOO_LARGE):
-                    # Said of all that travelled together: ask for each of them.
-                    refused = True
-                    if len(some) == 1:
-                        waiting.resolve(self._too_large(waiting))
-                    else:
-                        alone.append(waiting)
-                elif isinstance(error, _REFUSED):
-                    refused = True
-                    waiting.resolve(self._address.at_the_edge(error))
+                    message.resolve(self._address.no_topic(self._topic, aiokafka.errors.UnknownTopicOrPartitionError))
+                elif not _is_refusal(error):
+                    together.append(message)
+                elif len(some) == 1 or isinstance(error, _ABOUT_THE_TOPIC):
+                    message.resolve(self._refusal(message, error))
                 else:
-                    together.append(waiting)
-            if together and not refused:
-                logger.warning("results to %s: sending again after %r", self._topic, failed[-1][1])
+                    # Said of all that travelled together, because of one: it is asked for each of them.
+                    alone.append(message)
+            if len(together) == len(failed):
+                logger.warning("results to %s: sending again after %r", self._topic, failed[0][1])
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
-    async def _send_all_aio(self, messages: Sequence[_Waiting]) -> list[tuple[_Waiting, BaseException]]:
-        sent: list[tuple[_Waiting, asyncio.Future[Any]]] = []
-        failed: list[tuple[_Waiting, BaseException]] = []
-        for index, waiting in enumerate(messages):
+    async def _send_aio(self, messages: Sequence[Message]) -> list[tuple[Message, aiokafka.errors.KafkaError]]:
+        sent: list[tuple[Message, asyncio.Future[Any]]] = []
+        failed: list[tuple[Message, aiokafka.errors.KafkaError]] = []
+        for index, message in enumerate(messages):
             try:
-                sent.append((waiting, await self._send_aio(waiting)))
-            except _TOO_LARGE:
+                sent.append((message, await self._hand_over_aio(message)))
+            except _TOO_LARGE as error:
                 # The client's own limit: nothing was sent, and nothing is harmed.
-                waiting.resolve(self._too_large(waiting))
+                message.resolve(self._refusal(message, error))
             except aiokafka.errors.KafkaError as error:
                 # It would say the same to all that follow, each time after a wait.
-                failed += [(left, error) for left in messages[index:]]
+                failed += [(other, error) for other in messages[index:]]
                 break
         # Not gather(): a callback for every future costs a third of the throughput.
         await self._producer.flush()
-        for waiting, future in sent:
-            error = future.exception()
-            if error is None:
-                waiting.resolve()
-            elif isinstance(error, aiokafka.errors.KafkaError):
-                failed.append((waiting, error))
+        for message, future in sent:
+            refusal = future.exception()
+            if refusal is None:
+                message.resolve()
+            elif isinstance(refusal, aiokafka.errors.KafkaError):
+                failed.append((message, refusal))
             else:
-                raise error
+                raise refusal
         return failed
 
-    async def _send_aio(self, waiting: _Waiting) -> asyncio.Future[Any]:
+    async def _hand_over_aio(self, message: Message) -> asyncio.Future[Any]:
         while True:
             try:
                 future: asyncio.Future[Any] = await self._producer.send(
-                    self._topic, waiting.value, key=waiting.key, headers=waiting.headers
+                    self._topic, message.value, key=message.key, headers=message.headers
                 )
+                return future
             except aiokafka.errors.KafkaTimeoutError:
-                continue  # full, because the broker is away: nothing was taken
-            return future
+                pass  # full, because the broker is away: nothing was taken
 
-    async def _renew_aio(self) -> None:
-        old = self._producer
-        await self._retire_aio(old, _STOP_SECONDS)
-        while True:
-            self._producer = self._new_producer(self._address.bootstrap_servers)
-            try:
-                await unhurried_aio(self._producer.start())
-            except aiokafka.errors.KafkaConnectionError:
-                await self._retire_aio(self._producer, _STOP_SECONDS)
-                await asyncio.sleep(RETRY_BACKOFF_SECONDS)
-            else:
-                return
-
-    def _too_large(self, waiting: _Waiting) -> KafkaError:
-        if waiting.size > MAX_MESSAGE_BYTES:
+    def _refusal(self, message: Message, error: aiokafka.errors.KafkaError) -> TrioaggError:
+        if not isinstance(error, _TOO_LARGE):
+            mapped = self._address.at_the_edge(error)
+            assert isinstance(mapped, KafkaError)
+            return mapped
+        if message.size > MAX_MESSAGE_BYTES:
             reason, hint = f"it is larger than {MAX_MESSAGE_BYTES} bytes", "Give fewer stations to a message"
         else:
             reason = "the broker takes no message of this size"
             hint = "Raise the topic's max.message.bytes (1 MiB by default), or give fewer stations to a message"
-        return KafkaError(f"a list of {waiting.size} bytes to topic {self._topic!r}", reason, hint)
+        return KafkaError(f"a list of {message.size} bytes to topic {self._topic!r}", reason, hint)
 
     # Whether the broker is away.
 
@@ -317,7 +279,17 @@ class Sink:
                     self._topic,
                 )
 
-    def _back(self) -> None:
+    def _tell_back(self) -> None:
         if self._away:
             self._away = False
             logger.warning("Kafka at %s acknowledges again", self._address.bootstrap_servers)
+
+
+def _closed() -> Closed:
+    return Closed("the connection to Kafka", "has ended")
+
+
+def _is_refusal(error: aiokafka.errors.KafkaError) -> bool:
+    """Whether the broker would say the same to another producer, now and later."""
+    answered = isinstance(error, aiokafka.errors.BrokerResponseError)
+    return answered and not error.retriable and not isinstance(error, _ABOUT_THE_PRODUCER)

@@ -238,7 +238,9 @@ class Uploader:
 
     def _behind_others(self) -> list[Upload]:
         """Lists that wait for their turn."""
-        return [turn.upload for line in self._lines.values() for turn in list(line)[1:] if turn.upload is not None]
+        # Copies: statistics are asked for by threads too.
+        lines = [list(line) for line in list(self._lines.values())]
+        return [turn.upload for line in lines for turn in line[1:] if turn.upload is not None]
 
     def _start_some(self) -> None:
         while self._waiting and self._free and not self._failed:

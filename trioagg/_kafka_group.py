@@ -1,0 +1,278 @@
+"""Our part of the consumer group: what is ours, how far it is committed, and how it is given back.
+
+What Trio's side calls is synchronous and touches plain memory, for both sides live in one thread.  ``_aio`` marks an
+asyncio-flavoured function.
+"""
+# flake8: noqa: ASYNC102, ASYNC910, ASYNC911, ASYNC913 - asyncio knows neither scopes nor checkpoints
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+import aiokafka.errors
+import trio
+from aiokafka.abc import ConsumerRebalanceListener
+from aiokafka.protocol.group import LeaveGroupRequest
+
+from ._kafka_claims import Claim
+from ._kafka_tasks import ended_aio, set_aio
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from ._kafka_claims import Record
+
+logger = logging.getLogger("trioagg")
+
+_REVOKE_COMMIT_SECONDS: Final = 10.0
+REVOKE_RESERVE_SECONDS: Final = _REVOKE_COMMIT_SECONDS + 5.0
+"""What the group must wait for us in a rebalance, beside the time for the batches themselves."""
+
+
+class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
+    """The claims of this member, from their assignment to their end.
+
+    Args:
+      revoke_timeout: Seconds that claims have to get finished when they are taken away.
+      commit_interval: Seconds between commits.
+      max_uncommitted: At half of it, a commit goes out at once.
+      dropped: Told of the claims that ended with messages in flight.
+      discard_waiting: Discards the messages that nobody has taken yet.
+      changed: Told when more or less may be fetched than before.
+      fail: Told of an error that ends everything: the client would log it and go on.
+    """
+
+    def __init__(
+        self,
+        group_id: str,
+        *,
+        revoke_timeout: float,
+        commit_interval: float,
+        max_uncommitted: int,
+        dropped: Callable[[Collection[Claim]], None],
+        discard_waiting: Callable[[], None],
+        changed: Callable[[], None],
+        fail: Callable[[BaseException], None],
+    ) -> None:
+        self.group_id = group_id
+        self.consumer: Any = None
+        self.claims: dict[Any, Claim] = {}
+        self.rebalancing = True
+        self._revoke_timeout, self._commit_interval = revoke_timeout, commit_interval
+        self._max_uncommitted = max_uncommitted
+        self._dropped, self._discard_waiting, self._changed, self._fail = dropped, discard_waiting, changed, fail
+        self._ending = False
+        self._commit_at_end = False
+        # Setting an asyncio.Event costs Trio's side a crossing only where somebody waits for it.
+        self._commit_wanted, self._drained = asyncio.Event(), asyncio.Event()
+        self._commit_lock = asyncio.Lock()
+        self._commit: asyncio.Task[None] | None = None
+        self._waiters: list[trio.Event] = []
+        self.commits = self.rebalances = self.late = self.dropped_records = 0
+
+    # Trio's side.
+
+    def finish(self, record: Record) -> None:
+        claim = record.claim
+        if claim.state == "closed":
+            self.late += 1
+            return
+        mark = claim.watermark
+        if not mark.finish(record.offset):
+            return
+        if claim.state == "revoking":
+            self._look_if_drained(claim)
+        elif mark.uncommitted * 2 >= self._max_uncommitted and mark.committable is not None:
+            self._commit_wanted.set()
+
+    def discard(self, record: Record) -> None:
+        claim = record.claim
+        if claim.state != "closed" and claim.watermark.discard(record.offset):
+            self._look_if_drained(claim)
+
+    def ask_for_commit(self) -> trio.Event:
+        """An event that is set when what can be committed now has been tried."""
+        tried = trio.Event()
+        self._waiters.append(tried)
+        self._commit_wanted.set()
+        return tried
+
+    def release(self) -> None:
+        """Nobody commits any more: let those go who wait for it."""
+        for waiter in self._waiters:
+            waiter.set()
+        self._waiters.clear()
+
+    def end_of(self, partition: Any) -> int | None:
+        """Where the partition ends, as the last fetch saw it; None before the first."""
+        try:
+            end: int | None = self.consumer.highwater(partition)
+        except AssertionError:  # not assigned any more
+            return None
+        return end
+
+    def _look_if_drained(self, claim: Claim) -> None:
+        if not claim.watermark.in_flight:
+            self._drained.set()
+
+    # Offsets.
+
+    async def commit_now_and_then_aio(self) -> None:
+        while True:
+            await set_aio(self._commit_wanted, self._commit_interval)
+            self._commit_wanted.clear()
+            waiters, self._waiters = self._waiters, []
+            try:
+                await self.commit_aio()
+            finally:
+                for waiter in waiters:
+                    waiter.set()
+
+    def commit_soon(self) -> None:
+        self._commit_wanted.set()
+
+    async def commit_aio(self, seconds: float | None = None) -> bool:
+        """Commit what is finished.  Says whether there is nothing left to be said.
+
+        One commit at a time, the rebalance listener's included: one that is retried across a rebalance would set the
+        next owner of its partition back.
+
+        Args:
+          seconds: For the commit, and for the one that is under way, if any.  It is given up then.
+        """
+        if not await self._take_turn_aio(seconds):
+            return False
+        try:
+            sent: dict[Any, tuple[Claim, int]] = {}
+            for partition, claim in list(self.claims.items()):
+                offset = await self._committable_aio(partition, claim)
+                if offset is not None:
+                    sent[partition] = (claim, offset)
+            return not sent or await self._send_commit_aio(sent, seconds)
+        finally:
+            self._commit_lock.release()
+
+    async def _take_turn_aio(self, seconds: float | None) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._commit_lock.acquire()
+        except TimeoutError:
+            if self._commit is not None:
+                self._commit.cancel()
+            return False
+        return True
+
+    async def _send_commit_aio(self, sent: dict[Any, tuple[Claim, int]], seconds: float | None) -> bool:
+        # In a task of its own: a commit that is cancelled with us runs on, and its error would be nobody's.
+        offsets = {partition: offset for partition, (_, offset) in sent.items()}
+        self._commit = task = asyncio.create_task(self.consumer.commit(offsets), name="trioagg commit")
+        try:
+            await asyncio.wait({task}, timeout=seconds)
+        finally:
+            self._commit = None
+            if not task.done():
+                await ended_aio(task, 0)
+        if task.cancelled():
+            return False
+        error = task.exception()
+        if error is None:
+            self.commits += 1
+            for claim, offset in sent.values():
+                claim.watermark.committed(offset)
+            self._changed()
+            return True
+        if isinstance(error, aiokafka.errors.CommitFailedError):
+            # Trying again brings nothing: only an assignment makes us a member again.
+            for claim, _ in sent.values():
+                claim.lost = True
+            logger.warning("group %s went on without this member: %r", self.group_id, error.__cause__ or error)
+        elif isinstance(error, aiokafka.errors.IllegalStateError) or getattr(error, "retriable", False):
+            logger.warning("commit failed, trying again in %g s: %r", self._commit_interval, error)
+        else:
+            raise error
+        return False
+
+    async def _committable_aio(self, partition: Any, claim: Claim) -> int | None:
+        if claim.state == "closed" or claim.lost or claim.starting:
+            return None
+        # Asked only after a fetch: without a position it would be waited for.
+        if not claim.watermark.in_flight and self.end_of(partition) is not None:
+            with contextlib.suppress(aiokafka.errors.IllegalStateError):
+                claim.position = await self.consumer.position(partition)
+                claim.watermark.advance_to(claim.position)
+        return claim.watermark.committable
+
+    # Rebalances.
+
+    async def on_partitions_revoked(self, revoked: Collection[Any]) -> None:
+        """The client's word for a rebalance: all that we have is taken away, whatever *revoked* says."""
+        self.rebalancing = True
+        if self.claims:
+            self.rebalances += 1
+            try:
+                await self._give_back_aio(list(self.claims.values()))
+            except Exception as error:
+                self._fail(error)
+
+    async def on_partitions_assigned(self, assigned: Collection[Any]) -> None:
+        """The client's word for the end of a rebalance."""
+        self.claims = {partition: Claim(partition.topic, partition.partition) for partition in assigned}
+        self.rebalancing = False
+        self._changed()
+
+    async def _give_back_aio(self, claims: Collection[Claim]) -> None:
+        evicted = self._is_evicted()
+        for claim in claims:
+            claim.state = "revoking"
+            claim.lost = claim.lost or evicted
+        self._discard_waiting()
+        await self._wait_drained_aio(claims)
+        if (not self._ending or self._commit_at_end) and not await self.commit_aio(_REVOKE_COMMIT_SECONDS):
+            logger.warning("partitions were given back without a commit: some batches will be processed again")
+        self.close_claims()
+        unfinished = [claim for claim in claims if claim.watermark.in_flight]
+        if unfinished:
+            self.dropped_records += sum(claim.watermark.in_flight for claim in unfinished)
+            self._dropped(unfinished)
+
+    async def _wait_drained_aio(self, claims: Collection[Claim]) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._revoke_timeout
+        while not self._ending and loop.time() < deadline:
+            # What is lost cannot be committed, so there is nothing to wait for.
+            if not any(claim.watermark.in_flight and not claim.lost for claim in claims):
+                return
+            self._drained.clear()
+            await set_aio(self._drained, deadline - loop.time())
+
+    def _is_evicted(self) -> bool:
+        # The client forgets its generation when the coordinator does not know it any more.
+        generation = getattr(getattr(self.consumer, "_coordinator", None), "generation", 0)
+        return isinstance(generation, int) and generation < 0
+
+    # The end.
+
+    def end_waiting(self, *, commit: bool) -> None:
+        """Let go of a rebalance that waits for batches; say whether it may still commit."""
+        self._ending, self._commit_at_end = True, commit
+        self._drained.set()
+
+    def close_claims(self) -> None:
+        for claim in self.claims.values():
+            claim.state = "closed"
+        self.claims = {}
+
+    async def leave_aio(self, seconds: float) -> None:
+        """Take our leave in the middle of a join, where the client itself would wait for the join to end.
+
+        A member that vanishes there is waited for by all the others until its session ends.
+        """
+        coordinator = getattr(self.consumer, "_coordinator", None)
+        member, node = getattr(coordinator, "member_id", ""), getattr(coordinator, "coordinator_id", None)
+        if member and node is not None and getattr(coordinator, "_group_instance_id", None) is None:
+            # Over another connection than the join's: on that the broker reads nothing before it has answered.
+            request = LeaveGroupRequest(self.group_id, member)
+            await ended_aio(asyncio.create_task(self.consumer._client.send(node, request)), seconds)
