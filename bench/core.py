@@ -291,7 +291,7 @@ def _print(cases: Sequence[dict[str, Any]], repetitions: int) -> None:
             "answers lost",
         ],
         rows,
-        f"{repetitions} repetitions, the contestants in random order in each.  On the CPU: the same ratio of CPU times, "
+        f"{repetitions} repetitions, the contestants in random order in each.  On the CPU: the ratio of CPU times, "
         f"which other processes disturb less.  * Every batch lasts until its deadline of "
         f"{_SHORT_DEADLINE_SECONDS * 1e3:g} ms: CPU times in all columns.",
     )
