@@ -79,7 +79,7 @@ class _Scene(Observer):
         self.handled: list[float] = []
         self.wrong: list[object] = []
         self.to_start = self.batches * _STATIONS
-        self.hanging = 0
+        self.hanging = self._ignoring = 0
         self.gone = 0.0
 
     @property
@@ -93,8 +93,9 @@ class _Scene(Observer):
         self.hanging += 1
         try:
             if value == "ignores":
+                self._ignoring += 1  # one after the other, not all of them in one pass of the loop
                 with trio.CancelScope(shield=True):
-                    await trio.sleep_until(self.deadline + _IGNORES_SECONDS)
+                    await trio.sleep_until(self.deadline + _IGNORES_SECONDS + self._ignoring * _PROBE_SLEEPS_SECONDS)
             await trio.sleep_forever()
         finally:
             self.hanging -= 1

@@ -405,6 +405,15 @@ async def test_a_message_that_is_delivered_again_opens_a_batch_of_its_own(autoju
     assert aggregator.statistics().closed == 2
 
 
+async def test_the_end_of_the_first_delivery_does_not_hide_the_second_one(autojump_clock: MockClock) -> None:
+    async with BatchResultAggregator(sleeping) as aggregator:
+        first = await aggregator.submit("b", {"A": 1.0})
+        second = await aggregator.submit("b", {"A": 3.0, "B": 3.0})
+        await first.wait_closed()
+        assert aggregator.add_result("b", "A", {}) is Answer.ACCEPTED
+        assert second.progress == (1, 2)
+
+
 async def test_an_answer_by_its_id_is_accepted_late_a_duplicate_or_unknown(autojump_clock: MockClock) -> None:
     async with BatchResultAggregator() as aggregator:
         await aggregator.create_batch("b", ["A", "B"])
@@ -710,6 +719,32 @@ async def test_a_last_answer_just_before_the_body_raises_changes_nothing(when: s
                 raise ValueError("mine")
         assert called == []
         assert batch.report is not None
+
+
+@pytest.mark.parametrize("who", ["an answer", "the deadline"])
+async def test_a_batch_that_ends_in_the_very_moment_of_an_abort_ends_somehow_and_nobody_is_hurt(
+    who: str, autojump_clock: MockClock
+) -> None:
+    for number in range(60):  # in another order each time
+        now = trio.current_time()
+        fates: list[bool] = []
+        async with trio.open_nursery() as nursery:
+
+            async def push(batch: trioagg.Batch, at: float) -> None:
+                await trio.sleep_until(at)
+                batch.add_result("A", {"station_id": "A"})
+
+            with pytest.raises(ValueError, match="mine"):
+                async with BatchResultAggregator(
+                    None, Lists(), batch_timeout=1 if who == "the deadline" else 5
+                ) as aggregator:
+                    batch = await aggregator.admit(f"b{number}", {"A": None}, pushed=True, when_done=fates.append)
+                    if who == "an answer":
+                        nursery.start_soon(push, batch, now + 1)
+                    await trio.sleep_until(now + 1)
+                    raise ValueError("mine")
+        assert fates == [False]
+        assert trio.current_time() == now + 1
 
 
 async def test_when_a_body_raises_those_that_wait_outside_of_the_block_are_told(autojump_clock: MockClock) -> None:

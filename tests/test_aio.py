@@ -150,15 +150,26 @@ async def test_an_exit_out_of_a_callback_is_told_and_does_not_stop_the_loop() ->
     assert [type(error) for error in told] == [SystemExit]
 
 
-def test_ctrl_c_in_an_asyncio_callback_ends_the_program() -> None:
-    code = """
-import asyncio, signal, trio
+@pytest.mark.parametrize("place", ["callback", "reader"])
+def test_ctrl_c_in_an_asyncio_callback_ends_the_program(place: str) -> None:
+    code = f"""
+import signal, socket, trio
 from trioagg._aio import open_drained_loop
 
 async def main():
     async with open_drained_loop() as loop:
-        loop.call_soon(signal.raise_signal, signal.SIGINT)
-        await trio.sleep_forever()
+        if {place!r} == "callback":
+            loop.call_soon(signal.raise_signal, signal.SIGINT)
+            await trio.sleep_forever()
+        here, there = socket.socketpair()
+        with here, there:
+            here.setblocking(False)
+            there.send(b"x")
+            loop.add_reader(here, lambda: (here.recv(1), signal.raise_signal(signal.SIGINT)))
+            # As our own host does; in the reader's task it would cancel the loop, and this would never hear of it.
+            with trio.CancelScope(shield=True), trio.move_on_after(5):
+                await trio.sleep_forever()
+            print("not heard of")
 
 try:
     trio.run(main)

@@ -299,6 +299,36 @@ async def test_what_is_not_data_ends_the_block_bare_after_one_call(error: type, 
     assert calls == ["b"]
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+async def test_what_is_not_data_ends_a_later_try_just_so(error: type, autojump_clock: MockClock) -> None:
+    handler = Handler(ValueError(), error("out"))
+    with pytest.raises(error, match="out"):
+        async with BatchResultAggregator(None, handler) as aggregator:
+            await aggregator.create_batch("b", [])
+            await trio.sleep_forever()
+    assert len(handler.calls) == 2
+
+
+async def test_when_a_list_is_given_up_no_other_counts_as_up_any_more(autojump_clock: MockClock) -> None:
+    # The service ends there: an offset that moved on after that would be one too many.
+    fates = {}
+
+    async def handler(batch_id: str, results_list: list) -> None:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(1 if batch_id == "bad" else 2)
+        if batch_id == "bad":
+            raise TypeError
+
+    with pytest.raises(UploadFailed, match="batch bad"):
+        async with BatchResultAggregator(None, handler) as aggregator:
+            for batch_id in ("bad", "good"):
+                fate = functools.partial(fates.__setitem__, batch_id)
+                await aggregator.admit(batch_id, {}, pushed=True, when_done=fate)
+            await trio.sleep_forever()
+    assert trio.current_time() == 2
+    assert fates == {"bad": False, "good": False}
+
+
 async def test_an_error_whose_words_cannot_be_read_is_a_failed_try_like_any_other(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -246,6 +246,7 @@ class BatchResultAggregator(Generic[T]):
         """How many batches would be accepted without waiting."""
         return self._intake.room
 
+    @trio.lowlevel.enable_ki_protection
     async def admit(
         self,
         batch_id: str,
@@ -334,6 +335,7 @@ class BatchResultAggregator(Generic[T]):
     # How it lives.
 
     @asynccontextmanager
+    @trio.lowlevel.enable_ki_protection
     async def _live(self) -> AsyncIterator[Self]:
         drained = False
         watch = trio.CancelScope(shield=True)
@@ -376,6 +378,7 @@ class BatchResultAggregator(Generic[T]):
             logger.error("not up within drain_timeout=%g s and given up: %d batches", self._drain_timeout, given_up)
             await self._intake.wait_empty()
 
+    @trio.lowlevel.enable_ki_protection
     async def _serve(self, batch: Batch, stations: Mapping[str, T] | None) -> None:
         try:
             await serve(batch, stations, self._call, self._max_running_stations, self._reaper)
@@ -383,6 +386,7 @@ class BatchResultAggregator(Generic[T]):
             self._alive.discard(batch)
             self._intake.look_again()
 
+    @trio.lowlevel.enable_ki_protection
     async def _name_stragglers(self, watch: trio.CancelScope) -> None:
         known: set[Batch] = set()
         with watch:  # shielded: a block that aborts waits for stragglers too

@@ -106,6 +106,14 @@ def _drain(loop: Any, errors: LoopErrors) -> None:
             errors.exited(error)
 
     loop._main_loop_one = main_loop_some
+    # Readers and writers are called in tasks of their own, where a Ctrl-C does the same harm.
+    if inspect.iscoroutinefunction(on_io := getattr(loop, "_io_task", None)):
+
+        @trio.lowlevel.enable_ki_protection
+        async def protected_on_io(*args: Any) -> None:
+            await on_io(*args)
+
+        loop._io_task = protected_on_io
 
 
 def _takes_no_wait(function: Any) -> bool:
@@ -130,6 +138,7 @@ def asyncio_callback(function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitab
     """
 
     @functools.wraps(function)
+    @trio.lowlevel.enable_ki_protection
     async def run(*args: P.args, **kwargs: P.kwargs) -> R:
         loop = _current_loop()
         if loop is None:

@@ -41,6 +41,7 @@ class Deadlines:
         """Let :meth:`run` return."""
         self._life.cancel()
 
+    @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
         """Runs until :meth:`stop`.
 

@@ -134,6 +134,7 @@ class Batch:
             self._observer.ignored(self.batch_id, station_id, answer)
         return answer
 
+    @trio.lowlevel.enable_ki_protection
     def end(self, reason: CompletedBy) -> None:
         """Fix the report and hand the list over, at once and without waiting for anybody.
 
@@ -165,6 +166,7 @@ class Reaper:
         self.aborted: dict[Batch, trio.Nursery] = {}
         """The same, of batches that were cancelled from above: that is no fault of their stations."""
 
+    @trio.lowlevel.enable_ki_protection
     async def reap(self, batch: Batch, nursery: trio.Nursery) -> None:
         async with self._turn:
             nursery.cancel_scope.cancel()
@@ -241,6 +243,7 @@ async def _end_at_deadline(batch: Batch) -> None:
     batch.end(CompletedBy.TIMEOUT)
 
 
+@trio.lowlevel.enable_ki_protection
 async def serve(
     batch: Batch,
     stations: Mapping[str, Any] | None,
@@ -324,6 +327,7 @@ class _Servers:
         self._start_heirs(min(self._generation, self._left, self._room))
         self._generation = min(self._generation * _GENERATION_GROWTH, _LARGEST_GENERATION)
 
+    @trio.lowlevel.enable_ki_protection
     def _start_heirs(self, count: int) -> None:
         self._idle += count
         self._room -= count

@@ -153,6 +153,7 @@ class Kafka:
 
 
 @asynccontextmanager
+@trio.lowlevel.enable_ki_protection
 async def open_kafka(
     *,
     bootstrap_servers: str,
@@ -237,6 +238,5 @@ async def open_kafka(
                 assert bridge.source is not None
                 yield Kafka(bridge, bridge.source, bridge.sink)
             finally:
-                bridge.body_left.set()
-                bridge.end()
+                bridge.leave()
                 nursery.cancel_scope.cancel()

@@ -65,6 +65,13 @@ class Bridge:
         if self.source is not None:
             self.source.group.release()
 
+    @trio.lowlevel.enable_ki_protection
+    def leave(self) -> None:
+        """The block is left.  Nobody else tells :meth:`host`, so a Ctrl-C must not get in between."""
+        self.body_left.set()
+        self.end()
+
+    @trio.lowlevel.enable_ki_protection
     async def host(self, start_aio: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """The task that the asyncio loop lives in.  Its context has that loop as the current one, nobody else's has."""
         async with open_drained_loop(self.errors) as self.loop:
@@ -97,6 +104,7 @@ class Bridge:
         if not all(answer is True for answer in well):
             await abandon_aio(*(half.client for half in (self.source, self.sink) if half is not None))
 
+    @trio.lowlevel.enable_ki_protection
     async def gather(self) -> None:
         """Tell the asyncio side what Trio's has for it: when nobody else has anything to do, or after 20 ms.
 
@@ -113,6 +121,7 @@ class Bridge:
             if self.sink is not None:
                 self.sink.begin_round()
 
+    @trio.lowlevel.enable_ki_protection
     async def raise_failure(self) -> None:
         await self._failed.wait()
         assert self._failure is not None
@@ -121,9 +130,19 @@ class Bridge:
             await trio.sleep(_EXIT_SECONDS)
         raise self._failure
 
+    @trio.lowlevel.enable_ki_protection
     async def watch_loop(self, scope: trio.CancelScope) -> None:
-        # Whatever ended the loop comes out of the task that it lives in, once everybody else has left.
-        await self.loop.wait_stopped()
-        if not self.body_left.is_set():
-            self._release()
-            scope.cancel()
+        """Cancel *scope* where the loop ends before its time; the reason comes out of :meth:`host`, at the end."""
+        cancelled = trio.Event()
+
+        async def until_cancelled() -> None:
+            try:
+                await trio.sleep_forever()
+            finally:
+                cancelled.set()
+
+        # A task of the loop's own, for the loop would be cancelled without a word to us, who are shielded.
+        self.loop.run_trio_task(until_cancelled)
+        await cancelled.wait()
+        self._release()
+        scope.cancel()

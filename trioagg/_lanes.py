@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import trio
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def is_async(function: Callable[..., object]) -> bool:
@@ -19,6 +22,16 @@ def is_async(function: Callable[..., object]) -> bool:
         function = function.func
     # Not iscoroutinefunction alone: an object with an async __call__ is a common way to carry a model around.
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004 - its kind is asked for, not whether there is one
+
+
+@trio.lowlevel.disable_ki_protection
+async def interruptible(function: Callable[P, Awaitable[R]], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call a function of the user's out of a task of ours: Ctrl-C may be raised in it.
+
+    Our own tasks hold it off until the main task can take it: Trio says that it may be raised between any two
+    instructions, and start_soon() and the waits then leave a task behind that never runs, or runs twice.
+    """
+    return await function(*args, **kwargs)
 
 
 class Threads:
@@ -38,6 +51,7 @@ class Threads:
         """Threads that still run although nobody waits for them."""
         return self._abandoned
 
+    @trio.lowlevel.enable_ki_protection
     async def run(self, function: Callable[[str, Any], Any], station_id: str, module_input: object) -> object:
         """Call the function in a thread.
 

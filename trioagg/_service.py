@@ -261,6 +261,7 @@ class AsyncDataAnalysisService:
         )
 
     @asynccontextmanager
+    @trio.lowlevel.enable_ki_protection
     async def _live(
         self,
         callback: Callable[[str, Any], Any],
@@ -305,6 +306,7 @@ class AsyncDataAnalysisService:
             self._ended = True
             self._drained.set()
 
+    @trio.lowlevel.enable_ki_protection
     async def _drain_when_asked(self, kafka: Kafka) -> None:
         await self._asked_to_stop.wait()
         logger.info("%s is draining: %d batches in flight", self._module_name, self._aggregator.in_flight)
@@ -314,6 +316,7 @@ class AsyncDataAnalysisService:
         await kafka.close(max(1.0, deadline - trio.current_time()))
         self._drained.set()
 
+    @trio.lowlevel.enable_ki_protection
     async def _take_in(self, kafka: Kafka) -> None:
         # In this task's context alone, which the batches inherit: a loop of the user's own stays what it is.
         service_loop.set(kafka.loop)
@@ -370,7 +373,7 @@ class AsyncDataAnalysisService:
     def _parse(self, record: Record) -> Mapping[str, Any]:
         if self._message_parser is not None and record.value is not None:
             try:
-                parsed = self._message_parser(record.topic, record.value)
+                parsed = _ask(self._message_parser, record.topic, record.value)
             except Exception as error:
                 raise PoisonMessage(f"message_parser raised {type(error).__name__}: {error}") from error
             if not isinstance(parsed, Mapping):
@@ -428,6 +431,11 @@ class _ResultTopic:
 
     async def send(self, report: BatchReport, encoded: Sequence[bytes]) -> None:
         await self.kafka.send(report.batch_id.encode(), encode_list(report.batch_id, encoded), result_headers(report))
+
+
+@trio.lowlevel.disable_ki_protection  # it is the user's code; see interruptible()
+def _ask(message_parser: MessageParser, topic: str, value: bytes) -> Mapping[str, Any]:
+    return message_parser(topic, value)
 
 
 def _name(record: Record) -> str:

@@ -18,7 +18,7 @@ from ._blame import must_get_out
 from ._collector import dispose
 from ._context import BatchContext, batch_context
 from ._errors import KafkaError, StrayCancel, TrioaggError, UploadFailed, UploadTimedOut
-from ._lanes import is_async
+from ._lanes import interruptible, is_async
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Hashable, Sequence
@@ -106,7 +106,7 @@ class Deliveries:
                 raise TypeError(f"{handler!r} is a plain function but returned something to await: make it `async def`")
             return
         with trio.move_on_after(self._upload_timeout) as patience:
-            await _guarded(handler, *args)
+            await _guarded(interruptible, handler, *args)
         if patience.cancelled_caught:
             raise UploadTimedOut(upload.report.batch_id, self._upload_timeout)
 
@@ -209,6 +209,7 @@ class Uploader:
             self._done(upload, up=False)
         return len(waiting) + len(running)
 
+    @trio.lowlevel.enable_ki_protection
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Bring up what is submitted until :meth:`finish`, and then what is left.
 
@@ -254,6 +255,7 @@ class Uploader:
         batch_context.set(upload.context)
         self._nursery.start_soon(self._bring_up, upload, name=f"upload {upload.report.batch_id}")
 
+    @trio.lowlevel.enable_ki_protection
     async def _bring_up(self, upload: Upload) -> None:
         up = False
         with upload.scope:
