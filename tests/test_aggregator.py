@@ -1280,3 +1280,25 @@ async def test_stations_in_threads_make_no_cyclic_garbage_either() -> None:
             gc.garbage.clear()
             gc.enable()
     assert [thing for thing in garbage if "trioagg" in thing or "Error" in thing or "frame" in thing] == []
+
+
+def test_an_interrupt_that_falls_into_a_finalizer_is_not_lost() -> None:
+    class Interrupted:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    async def callback(station_id: str, number: int) -> dict:
+        Interrupted()
+        await trio.sleep_forever()
+        return {}
+
+    async def main() -> None:
+        async with BatchResultAggregator(callback, batch_timeout=10) as aggregator:
+            await aggregator.submit("b", {"S": 1})
+            await trio.sleep(5)
+            pytest.fail("the interrupt was lost")
+
+    before = sys.unraisablehook
+    with pytest.raises(KeyboardInterrupt):
+        trio.run(main)
+    assert sys.unraisablehook is before

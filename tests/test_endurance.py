@@ -215,6 +215,7 @@ async def program(load: Load, how: str, station_seconds: float = 0.02, **setting
             await process.stdout.aclose()
 
 
+@pytest.mark.deadline(300)
 def test_an_interrupt_ends_the_run_fifty_times_whatever_it_interrupts(kafka: Kafka, capsys) -> None:
     load = Load(kafka.bootstrap, 3000, stations=20)
     chance = random.Random()

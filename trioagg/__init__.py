@@ -3,7 +3,7 @@
 The floors; imports go downward only:
 
     0  _errors _records _context _blame      what may go wrong, what is told
-    1  _collector _lanes _observer _stations _encoding _settings _tuning _watermark
+    1  _collector _lanes _observer _stations _encoding _settings _tuning _interrupts _watermark
     2  _fanout _uploader _statistics         one batch; bringing lists up
     3  _intake _deadlines _aio               the bound of batches and their deadlines; the asyncio loop
     4  _aggregator                           many batches

@@ -16,6 +16,7 @@ from ._deadlines import Deadlines
 from ._errors import Closed, StrayCancel
 from ._fanout import DEFAULT_RUNNING_STATIONS, Batch, Reaper, as_it_is_now, check_limits, serve
 from ._intake import Intake, describe_stragglers
+from ._interrupts import interrupts_are_not_lost
 from ._lanes import Threads, is_async
 from ._observer import Log, LogLanguage, Observer, Observers
 from ._records import Answer, BatchReport, CompletedBy
@@ -339,7 +340,7 @@ class BatchResultAggregator(Generic[T]):
     async def _live(self) -> AsyncIterator[Self]:
         drained = False
         watch = trio.CancelScope(shield=True)
-        with lone_errors_bare() as theirs, tuned_gc(self._tune_gc):
+        with lone_errors_bare() as theirs, tuned_gc(self._tune_gc), interrupts_are_not_lost():
             async with trio.open_nursery() as outer:
                 outer.start_soon(self._name_stragglers, watch, name="trioagg straggler watch")
                 outer.start_soon(self._deadlines.run, name="trioagg deadlines")  # noqa: ASYNC113 - add() may come first
