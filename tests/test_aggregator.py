@@ -11,11 +11,13 @@ import sys
 import threading
 import tracemalloc
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 import trio.testing
+from garbage import cyclic_garbage_of
 
 import trioagg
 from trioagg import (
@@ -1210,17 +1212,7 @@ async def test_batches_make_no_cyclic_garbage(seconds: float, autojump_clock: Mo
             await trio.sleep(1)
 
         await batches("first")
-        gc.collect()
-        gc.disable()
-        gc.set_debug(gc.DEBUG_SAVEALL)
-        try:
-            await batches("second")
-            gc.collect()
-            garbage = [f"{type(thing).__module__}.{type(thing).__qualname__}: {thing!r:.200}" for thing in gc.garbage]
-        finally:
-            gc.set_debug(0)
-            gc.garbage.clear()
-            gc.enable()
+        garbage = await cyclic_garbage_of(partial(batches, "second"))
     assert garbage == []
 
 
