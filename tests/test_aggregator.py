@@ -732,8 +732,10 @@ async def test_a_batch_that_ends_in_the_very_moment_of_an_abort_ends_somehow_and
         fates: list[bool] = []
         async with trio.open_nursery() as nursery:
 
-            async def push(batch: trioagg.Batch, at: float) -> None:
+            async def push(batch: trioagg.Batch, at: float, passes: int = number % 4) -> None:
                 await trio.sleep_until(at)
+                for _ in range(passes):
+                    await trio.lowlevel.checkpoint()
                 batch.add_result("A", {"station_id": "A"})
 
             with pytest.raises(ValueError, match="mine"):

@@ -25,7 +25,7 @@ from ._tuning import tuned_gc
 from ._uploader import Deliveries, OnUploadFailure, Sink, Upload, Uploader
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Mapping
+    from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
@@ -146,17 +146,19 @@ class BatchResultAggregator(Generic[T]):
         self._nursery: trio.Nursery | None = None
         self._block: AbstractAsyncContextManager[Self] | None = None
 
+    @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> Self:
         if self._block is not None:
             raise RuntimeError("an aggregator lives once: make a new one for a second block")
         self._block = self._live()
         return await self._block.__aenter__()
 
-    def __aexit__(
+    @trio.lowlevel.enable_ki_protection
+    async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> Awaitable[bool | None]:
+    ) -> bool | None:
         assert self._block is not None
-        return self._block.__aexit__(exc_type, exc, traceback)
+        return await self._block.__aexit__(exc_type, exc, traceback)  # noqa: ASYNC102 - it shields what must be
 
     # What users call.
 

@@ -353,8 +353,8 @@ class _Servers:
         scope = getattr(task, "_cancel_status", None)
         began = now()
         while True:
+            self._left -= 1  # first: Ctrl-C between the two must not let another server ask for one too many
             station_id, module_input = next(items)
-            self._left -= 1
             if self._left and not self._idle and self._room:
                 self._start_generation()
             task.name = station_id

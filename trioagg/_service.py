@@ -21,7 +21,7 @@ from ._stations import RESERVED_KEYS, batch_id, module_input, parse_message
 from ._statistics import AggregatorStatistics
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Generator, Iterable, Sequence
+    from collections.abc import AsyncIterator, Generator, Iterable, Sequence
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
@@ -406,13 +406,15 @@ class ServiceBlock:
     def __init__(self, block: AbstractAsyncContextManager[AsyncDataAnalysisService]) -> None:
         self._block = block
 
-    def __aenter__(self) -> Awaitable[AsyncDataAnalysisService]:
-        return self._block.__aenter__()
+    @trio.lowlevel.enable_ki_protection
+    async def __aenter__(self) -> AsyncDataAnalysisService:
+        return await self._block.__aenter__()
 
-    def __aexit__(
+    @trio.lowlevel.enable_ki_protection
+    async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> Awaitable[bool | None]:
-        return self._block.__aexit__(exc_type, exc, traceback)
+    ) -> bool | None:
+        return await self._block.__aexit__(exc_type, exc, traceback)  # noqa: ASYNC102 - it shields what must be
 
     def __await__(self) -> Generator[None, None, NoReturn]:
         raise TypeError(
