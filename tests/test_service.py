@@ -264,6 +264,15 @@ async def test_an_error_in_the_block_leaves_as_itself_and_commits_nothing(kafka:
     assert set((await in_thread(load.committed)).values()) <= {None, 0}
 
 
+async def test_a_group_that_the_block_raises_itself_stays_one(kafka: Kafka) -> None:
+    load = await in_thread(Load, kafka.bootstrap)
+    mine = ExceptionGroup("mine", [LookupError()])
+    with pytest.RaisesGroup(LookupError) as caught:
+        async with load.service().start(double):
+            raise mine
+    assert caught.value.message == "mine"
+
+
 async def test_an_upload_that_is_given_up_ends_the_service_and_is_not_committed_past(kafka: Kafka) -> None:
     load = await in_thread(lambda: Load(kafka.bootstrap, 20, partitions=1))
 

@@ -226,7 +226,7 @@ async def open_kafka(
             raise mapped from mapped.__cause__
         hush.started()
 
-    with lone_errors_bare(), hush.installed():
+    with lone_errors_bare() as theirs, hush.installed():
         async with trio.open_nursery() as nursery:
             try:
                 # Not nursery.start(): cancelled at the wrong moment it waits for a task that is shielded already.
@@ -236,7 +236,11 @@ async def open_kafka(
                     nursery.start_soon(work)
                 nursery.start_soon(bridge.watch_loop, nursery.cancel_scope)
                 assert bridge.source is not None
-                yield Kafka(bridge, bridge.source, bridge.sink)
+                try:
+                    yield Kafka(bridge, bridge.source, bridge.sink)
+                except BaseException as error:
+                    theirs.append(error)
+                    raise
             finally:
                 bridge.leave()
                 nursery.cancel_scope.cancel()

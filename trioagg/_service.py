@@ -281,7 +281,7 @@ class AsyncDataAnalysisService:
         )
         self._aggregator = aggregator
         try:
-            with lone_errors_bare():
+            with lone_errors_bare() as theirs:
                 async with (
                     open_kafka(
                         bootstrap_servers=self._bootstrap_servers,
@@ -300,7 +300,11 @@ class AsyncDataAnalysisService:
                         sink.kafka = kafka
                     nursery.start_soon(self._take_in, kafka, name="trioagg intake")
                     nursery.start_soon(self._drain_when_asked, kafka, name="trioagg drain")
-                    yield self
+                    try:
+                        yield self
+                    except BaseException as error:
+                        theirs.append(error)
+                        raise
                     self._asked_to_stop.set()
         finally:
             self._ended = True
