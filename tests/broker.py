@@ -439,9 +439,17 @@ def produce(bootstrap: str, topic: str, records: Iterable[object], *, seconds: f
 def end_offsets(bootstrap: str, topic: str) -> dict[int, int]:
     """Where the next record of every partition will be, open transactions included."""
     admin = _admin(bootstrap)
-    latest = {TopicPartition(topic, number): OffsetSpec.latest() for number in _partitions(admin, topic)}
-    found = admin.list_offsets(latest, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=10)
-    return {part.partition: future.result(timeout=15).offset for part, future in found.items()}
+    deadline = time.monotonic() + 10
+    while True:
+        latest = {TopicPartition(topic, number): OffsetSpec.latest() for number in _partitions(admin, topic)}
+        found = admin.list_offsets(latest, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=10)
+        try:
+            return {part.partition: future.result(timeout=15).offset for part, future in found.items()}
+        except KafkaException as error:
+            # The metadata names the leader of a new partition a moment before it knows that it is one.
+            if error.args[0].code() != KafkaError.NOT_LEADER_FOR_PARTITION or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
 
 
 def committed(bootstrap: str, group: str, topic: str) -> dict[int, int | None]:
