@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 known_garbage = pytest.mark.xfail(
     sys.version_info >= (3, 12),
     strict=False,
-    reason="from 3.12 on a kept error's frames still know those that called them",
+    reason="open: from 3.12 on a failed station leaves a cycle; not yet found where",
 )
-"""Open: on 3.11 no such cycle is left."""
+"""On 3.11 no such cycle is left."""
 
 
 async def cyclic_garbage_of(work: Callable[[], Awaitable[None]]) -> list[str]:
