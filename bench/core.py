@@ -39,6 +39,15 @@ _AT_MOST: Final = {
 """The targets: trioagg's ratio to the bare nursery."""
 
 
+class _Tally:
+    """How many answers stations gave, where a deadline may come before some of them."""
+
+    given = 0
+
+
+_TALLY: Final = _Tally()
+
+
 # The stations, once for Trio and once for asyncio.
 
 
@@ -69,6 +78,7 @@ async def _sleeps_aio(station_id: str, value: str) -> object:
 async def _fails_or_hangs(station_id: str, value: str) -> object:
     if value == "hangs":
         await trio.sleep_forever()
+    _TALLY.given += 1
     if value == "raises":
         raise ValueError(station_id)
     return {"station_id": station_id, "value": value}  # noqa: ASYNC910 - eight of ten never wait
@@ -77,6 +87,7 @@ async def _fails_or_hangs(station_id: str, value: str) -> object:
 async def _fails_or_hangs_aio(station_id: str, value: str) -> object:
     if value == "hangs":
         await asyncio.get_running_loop().create_future()
+    _TALLY.given += 1
     if value == "raises":
         raise ValueError(station_id)
     return {"station_id": station_id, "value": value}  # noqa: ASYNC910 - eight of ten never wait
@@ -155,15 +166,17 @@ class _Sample(NamedTuple):
     wall_seconds: float
     cpu_seconds: float
     answers: int
+    given: int
+    """By stations of the kind that may hang; the others always answer."""
 
 
 async def _repeat(batch: _OneBatch, kind: _Kind, stations: Mapping[str, str], batches: int) -> _Sample:
     await batch(kind, stations)  # what only the first one pays is not a station's cost
-    answers = 0
+    answers = _TALLY.given = 0
     on_cpu, began = time.thread_time(), time.perf_counter()
     for _ in range(batches):
         answers += await batch(kind, stations)
-    return _Sample(time.perf_counter() - began, time.thread_time() - on_cpu, answers)
+    return _Sample(time.perf_counter() - began, time.thread_time() - on_cpu, answers, _TALLY.given)
 
 
 _Run = Callable[[_Kind, Mapping[str, str], int], _Sample]
@@ -235,6 +248,7 @@ def _case(
     for name, cost in costs.items():
         ratios = [mine / bare for mine, bare in zip(cost, costs[_BARE], strict=True)]
         on_cpu = [mine.cpu_seconds / bare.cpu_seconds for mine, bare in zip(samples[name], samples[_BARE], strict=True)]
+        given = expected if kind.deadline_seconds is None else sum(sample.given for sample in samples[name])
         contestants[name] = {
             "us_median": median(cost) / stations_of_a_sample * 1e6,
             "us_min": min(cost) / stations_of_a_sample * 1e6,
@@ -243,7 +257,8 @@ def _case(
             "ratio_p75": percentile(ratios, 75),
             "ratio_of_minima": min(cost) / min(costs[_BARE]),
             "cpu_ratio": median(on_cpu),
-            "lost": expected - sum(sample.answers for sample in samples[name]),
+            "lost": given - sum(sample.answers for sample in samples[name]),
+            "not_in_time": expected - given,
         }
     at_most = _AT_MOST.get((kind.name, number))
     return {
@@ -265,6 +280,7 @@ def _print(cases: Sequence[dict[str, Any]], repetitions: int) -> None:
     for case in cases:
         of = case["contestants"]
         lost = [f"{name} {of[name]['lost']}" for name in _CONTESTANTS if of[name]["lost"]]
+        late = [f"{name} {of[name]['not_in_time']}" for name in _CONTESTANTS if of[name]["not_in_time"]]
         rows.append(
             [
                 str(case["stations"]),
@@ -274,7 +290,7 @@ def _print(cases: Sequence[dict[str, Any]], repetitions: int) -> None:
                 f"{of['trioagg']['cpu_ratio']:.2f}",
                 "" if case["at_most"] is None else f"{case['at_most']:.2f} {verdict(case['met'])}",
                 *(f"{of[name]['ratio']:.2f}" for name in rivals_of_both),
-                ", ".join(lost) or "none",
+                (", ".join(lost) or "none") + (f" (not in time: {', '.join(late)})" if late else ""),
             ]
         )
     print_table(

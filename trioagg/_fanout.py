@@ -40,6 +40,14 @@ DEFAULT_RUNNING_STATIONS: Final = 1000
 _THREADS_OF_ONE_BATCH: Final = 40
 
 
+_ACCEPTED: Final = Answer.ACCEPTED
+_KNOWS_SCOPES: Final = hasattr(trio.lowlevel.Task, "_cancel_status")
+
+
+class _NoScope:
+    _cancel_status = None
+
+
 def _nobody(report: BatchReport) -> None:
     """Gets the report where nobody else does."""
 
@@ -341,21 +349,23 @@ class _Servers:
     async def _serve(self) -> None:  # noqa: ASYNC910 - stations that never wait are what it is made for
         self._idle -= 1
         batch = self._batch
-        closed = batch._closed
-        if self._giving_way or closed.is_set() or not self._left:
+        if self._giving_way or batch.report is not None or not self._left:
             # Not needed: the server that started us had only given way for a moment, or was the last.
             self._room += 1
             self._generation = 1
             return  # noqa: ASYNC910 - as above
         call, collector, starts, opened, now, items, variables = self._bound
         task = trio.lowlevel.current_task()
-        # Private, hence the default: a Trio without it has a sharper eye for scopes left open, or none.
-        scope = getattr(task, "_cancel_status", None)
+        # Private, hence the stand-in: a Trio without it has a sharper eye for scopes left open, or none.
+        inside: Any = task if _KNOWS_SCOPES else _NoScope
+        scope = inside._cancel_status
+        hears_answers = batch._hears_answers
         began = now()
         while True:
-            self._left -= 1  # first: Ctrl-C between the two must not let another server ask for one too many
+            # First: Ctrl-C between the two must not let another server ask for one too many.
+            left = self._left = self._left - 1
             station_id, module_input = next(items)
-            if self._left and not self._idle and self._room:
+            if left and not self._idle and self._room:
                 self._start_generation()
             task.name = station_id
             starts[station_id] = began - opened
@@ -374,18 +384,18 @@ class _Servers:
                         del out  # else its traceback keeps this frame, which keeps it
                 ended = now()
                 answer = collector.add_failure(station_id, error, ended - began)
-            if answer is not Answer.ACCEPTED or batch._hears_answers:
+            if answer is not _ACCEPTED or hears_answers:
                 batch._heard(station_id, answer)
             elif not collector.missing:
                 batch.end(CompletedBy.ALL)
-            if closed.is_set() or not self._left:
+            if collector._report is not None or not self._left:
                 break
             context = copy_context()
             if (
                 len(context) != variables
                 or context.get(batch_context) is not batch.context
                 or (variables > 1 and not all(map(is_, context.values(), self._clean_values)))
-                or getattr(task, "_cancel_status", None) is not scope
+                or inside._cancel_status is not scope
             ):
                 # The station left a context variable set, or a cancel scope open (in an async generator that it did not
                 # close, say), which is its own and not the next station's: let a fresh task go on.  Variables by
@@ -395,13 +405,17 @@ class _Servers:
                 break
             began = ended
             if ended - self._slice_began >= _SLICE_SECONDS:
-                # Stations that block without waiting must not outrun the deadline.
-                self._giving_way = True
+                # Stations that block without waiting must not outrun the deadline: one server gives way, and goes on
+                # alone; the others end.  If stations were started meanwhile, ours has waited, and the heirs are needed.
+                if self._giving_way:
+                    break
+                self._giving_way = blocked = self._left == left
                 try:
                     await trio.lowlevel.checkpoint()
                 finally:
-                    self._giving_way = False
-                began = self._slice_began = now()
-                if closed.is_set() or not self._left:
+                    if blocked:
+                        self._giving_way = False
+                if collector._report is not None or not self._left or self._giving_way:
                     break
+                began = self._slice_began = now()
         self._room += 1
