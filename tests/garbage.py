@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import gc
-import sys
 from typing import TYPE_CHECKING
 
-import pytest
 import trio
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-
-
-known_garbage = pytest.mark.xfail(
-    sys.version_info >= (3, 12),
-    strict=False,
-    reason="open: from 3.12 on a failed station leaves a cycle; not yet found where",
-)
-"""On 3.11 no such cycle is left."""
 
 
 async def cyclic_garbage_of(work: Callable[[], Awaitable[None]]) -> list[str]:

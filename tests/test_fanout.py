@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 import trio.testing
-from garbage import cyclic_garbage_of, known_garbage
+from garbage import cyclic_garbage_of
 
 import trioagg
 from trioagg import BatchReport, CompletedBy, Verdict, run_batch
@@ -547,7 +547,6 @@ async def hangs(station_id: str, value: object) -> dict:
     await trio.sleep_forever()
 
 
-@known_garbage
 @pytest.mark.parametrize(
     "callback",
     [answer, with_one_checkpoint, fails, fails_after_a_while, fails_in_its_nursery, returns_a_list, hangs],

@@ -33,6 +33,9 @@ T = TypeVar("T")
 _SLICE_SECONDS: Final = 0.001
 """How long the servers of a batch go on without a look at the scheduler; a deadline is late by that much at most."""
 
+_LISTS_FIRST_SECONDS: Final = 0.25
+"""How long stragglers go on at most because lists wait for their upload to begin."""
+
 _GENERATION_GROWTH: Final = 8
 _LARGEST_GENERATION: Final = 512
 
@@ -167,7 +170,8 @@ class Reaper:
     for seconds, and with it the lists that are not out yet.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lists_begun: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint) -> None:
+        self._lists_begun = lists_begun
         self._turn = trio.Lock()
         self.unreaped: dict[Batch, trio.Nursery] = {}
         """Closed batches with stations that were cancelled and have not ended yet."""
@@ -176,7 +180,11 @@ class Reaper:
 
     @trio.lowlevel.enable_ki_protection
     async def reap(self, batch: Batch, nursery: trio.Nursery) -> None:
+        patience = trio.current_time() + _LISTS_FIRST_SECONDS
         async with self._turn:
+            # Cancelling a batch's stations takes the loop longer than calling the handlers for ten lists.
+            with trio.CancelScope(deadline=patience):
+                await self._lists_begun()
             nursery.cancel_scope.cancel()
             await trio.lowlevel.cancel_shielded_checkpoint()
         # Stations that heed their cancellation have ended after this one.
@@ -419,3 +427,5 @@ class _Servers:
                     break
                 began = self._slice_began = now()
         self._room += 1
+        # From 3.12 on, the frames of a kept error keep this one and what it knows: us, who keep the error.
+        del self, batch, collector
