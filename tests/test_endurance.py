@@ -237,7 +237,7 @@ def test_an_interrupt_ends_the_run_fifty_times_whatever_it_interrupts(kafka: Kaf
                 await trio.sleep_forever()
 
         # Every third one while it starts and joins its group, the others under load.
-        moment = chance.uniform(0.01, 0.4) if number % 3 == 0 else chance.uniform(0.4, 0.9)
+        moment = chance.uniform(0.005, 0.2) if number % 3 == 0 else chance.uniform(0.2, 0.8)
         timer = threading.Timer(moment, interrupt)
         timer.daemon = True
         with pytest.raises(KeyboardInterrupt):

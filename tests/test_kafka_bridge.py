@@ -926,6 +926,7 @@ async def test_a_member_that_leaves_in_mid_join_is_not_waited_for(
                 started = time.monotonic()
             assert time.monotonic() - started < 3
             first.finish(record)
+            await until(lambda: record.claim.state == "closed")
             await until(lambda: len(first.statistics().assigned) == 3, seconds=3)
     assert f"waiting to join group {group} (5 s)" in caplog.text
 
