@@ -136,7 +136,7 @@ class BatchResultAggregator(Generic[T]):
             attempts=1 if only_sink else upload_attempts,
             on_upload_failure=on_upload_failure,
         )
-        self._reaper = Reaper()
+        self._reaper = Reaper(self._uploader.wait_begun)
         self._deadlines = Deadlines()
         self._intake = Intake(max_batches_in_flight, self._reaper.unreaped, max_unreaped_batches)
         self._open: dict[str, Batch] = {}

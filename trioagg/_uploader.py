@@ -146,6 +146,7 @@ class Uploader:
     ) -> None:
         self._deliver, self._observer = deliver, observer
         self._free, self._attempts, self._on_upload_failure = max_uploads, attempts, on_upload_failure
+        self._all_begun = trio.lowlevel.ParkingLot()
         self._waiting: deque[Upload] = deque()
         self._running: set[Upload] = set()
         self._lines: dict[Hashable, deque[Turn]] = {}
@@ -209,6 +210,11 @@ class Uploader:
             self._done(upload, up=False)
         return len(waiting) + len(running)
 
+    async def wait_begun(self) -> None:  # noqa: ASYNC910 - mostly nothing waits, and the reaper is in a hurry
+        """Wait until no list waits for its upload to begin."""
+        while self._waiting:
+            await self._all_begun.park()
+
     @trio.lowlevel.enable_ki_protection
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Bring up what is submitted until :meth:`finish`, and then what is left.
@@ -249,6 +255,8 @@ class Uploader:
             self._free -= 1
             self._running.add(upload)
             upload.variables.run(self._start, upload)
+        if not self._waiting:
+            self._all_begun.unpark_all()
 
     def _start(self, upload: Upload) -> None:
         assert self._nursery is not None
