@@ -48,7 +48,7 @@ from trioagg._errors import Closed, ConnectFailed, KafkaError, TopicUnavailable
 from trioagg._settings import KafkaSettings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Iterator
+    from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
     from pathlib import Path
 
 QUICK = {"heartbeat_interval": 0.5, "request_timeout": 5.0}
@@ -73,7 +73,8 @@ async def opened(
         bootstrap_servers=bootstrap,
         topics=topics,
         group_id=group,
-        result_topic=result_topic,
+        output_topics=[] if result_topic is None else [result_topic],
+        transactional=False,
         settings=KafkaSettings(**{**QUICK, **(settings or {})}),
         connect_timeout=connect_timeout,
         revoke_timeout=revoke_timeout,
@@ -87,6 +88,12 @@ async def opened(
 
 async def take(bridge: _kafka.Kafka, count: int) -> list[_kafka.Record]:
     return [await bridge.records.receive() for _ in range(count)]
+
+
+async def put(
+    bridge: _kafka.Kafka, topic: str, key: bytes, value: bytes, headers: Sequence[tuple[str, bytes]] = ()
+) -> None:
+    await bridge.send([_kafka.Message(topic, key, value, headers)])
 
 
 async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
@@ -458,7 +465,7 @@ async def test_the_right_password(kafka: Kafka, topic: str) -> None:
             kafka.broker.sasl_bootstrap, [topic], unique("group"), settings=sasl(PASSWORD), result_topic=topic
         ) as bridge:
             await take(bridge, 1)
-            await bridge.send(b"k", b"v", [])
+            await put(bridge, topic, b"k", b"v", [])
 
 
 async def test_the_wrong_password(kafka: Kafka, topic: str) -> None:
@@ -551,14 +558,14 @@ async def test_what_we_have_no_right_to_is_named(jars: Path) -> None:
             await take(bridge, 1)
             async with trio.open_nursery() as nursery:
                 for number in range(3):
-                    nursery.start_soon(refused, bridge, number, f"topic '{results}' .*: not authorised")
+                    nursery.start_soon(refused, bridge, results, number)
             grant(ResourceType.TOPIC, results, AclOperation.WRITE)
-            await bridge.send(b"k", b"v", [])
+            await put(bridge, results, b"k", b"v", [])
 
 
-async def refused(bridge: _kafka.Kafka, number: int, sentence: str) -> None:
-    with pytest.raises(TopicUnavailable, match=sentence):
-        await bridge.send(b"%d" % number, b"v", [])
+async def refused(bridge: _kafka.Kafka, results: str, number: int) -> None:
+    with pytest.raises(TopicUnavailable, match=f"topic '{results}' .*: not authorised"):
+        await put(bridge, results, b"%d" % number, b"v", [])
 
 
 async def test_a_certificate_that_is_not_trusted() -> None:
@@ -619,12 +626,12 @@ async def test_a_result_is_there_when_send_returns(kafka: Kafka, topic: str) -> 
     results = create_topic(kafka.bootstrap, unique("out"), partitions=2)
     with trio.fail_after(30):
         async with opened(kafka.bootstrap, [topic], unique("group"), result_topic=results) as bridge:
-            await bridge.send(b"key", b"value", [("h", b"1")])
+            await put(bridge, results, b"key", b"value", [("h", b"1")])
             (message,) = read_all(kafka.bootstrap, results)
             assert (message.key(), message.value(), message.headers()) == (b"key", b"value", [("h", b"1")])
             async with trio.open_nursery() as nursery:
                 for number in range(500):
-                    nursery.start_soon(bridge.send, b"%d" % number, b"x" * 1000, [])
+                    nursery.start_soon(put, bridge, results, b"%d" % number, b"x" * 1000, [])
             await bridge.close(5)
     assert sorted(
         int(message.key()) for message in read_all(kafka.bootstrap, results) if message.key() != b"key"
@@ -642,7 +649,7 @@ async def test_a_result_that_is_too_large_fails_alone(kafka: Kafka, topic: str, 
 
     async def send(bridge: _kafka.Kafka, key: bytes, value: bytes) -> None:
         try:
-            await bridge.send(key, value, [])
+            await put(bridge, results, key, value, [])
             arrived.append(key)
         except KafkaError as error:
             refused.append(str(error))
@@ -652,7 +659,7 @@ async def test_a_result_that_is_too_large_fails_alone(kafka: Kafka, topic: str, 
             async with trio.open_nursery() as nursery:
                 for number in range(200):
                     nursery.start_soon(send, bridge, b"%d" % number, b"x" * (size if number in (50, 120) else 2000))
-            await bridge.send(b"later", b"x", [])
+            await put(bridge, results, b"later", b"x", [])
             await bridge.close(5)
     assert len(refused) == 2
     assert all(sentence in text and f"to topic '{results}'" in text for text in refused)
@@ -667,7 +674,7 @@ async def test_results_that_are_too_large_only_together_all_arrive(kafka: Kafka,
         async with opened(kafka.bootstrap, [topic], unique("group"), result_topic=results) as bridge:
             async with trio.open_nursery() as nursery:
                 for number in range(20):
-                    nursery.start_soon(bridge.send, b"%d" % number, b"x" * 5000, [])
+                    nursery.start_soon(put, bridge, results, b"%d" % number, b"x" * 5000, [])
             await bridge.close(5)
     assert sorted(int(message.key()) for message in read_all(kafka.bootstrap, results)) == list(range(20))
 
@@ -678,10 +685,10 @@ async def test_a_result_topic_that_is_deleted_is_named(kafka: Kafka, topic: str)
         async with opened(
             kafka.bootstrap, [topic], unique("group"), result_topic=results, settings={"request_timeout": 2.0}
         ) as bridge:
-            await bridge.send(b"1", b"x", [])
+            await put(bridge, results, b"1", b"x", [])
             delete_topic(kafka.bootstrap, results)
             with pytest.raises(TopicUnavailable, match=f"topic '{results}' .* does not exist"):
-                await bridge.send(b"2", b"x", [])
+                await put(bridge, results, b"2", b"x", [])
 
 
 async def test_an_input_topic_that_is_deleted_ends_the_block(kafka: Kafka, topic: str) -> None:
@@ -699,11 +706,11 @@ async def test_a_cancelled_send_harms_nobody(kafka: Kafka, topic: str) -> None:
         async with opened(kafka.bootstrap, [topic], unique("group"), result_topic=results) as bridge:
             async with trio.open_nursery() as nursery:
                 for number in range(50):
-                    nursery.start_soon(bridge.send, b"%d" % number, b"x", [])
+                    nursery.start_soon(put, bridge, results, b"%d" % number, b"x", [])
                 await trio.lowlevel.checkpoint()
                 nursery.cancel_scope.cancel()
             for number in range(50, 60):
-                await bridge.send(b"%d" % number, b"x", [])
+                await put(bridge, results, b"%d" % number, b"x", [])
             await bridge.close(5)
     there = {int(message.key()) for message in read_all(kafka.bootstrap, results)}
     assert there >= set(range(50, 60))
@@ -722,7 +729,7 @@ async def test_a_broker_that_restarts_under_sends_loses_and_doubles_nothing(
     async def sender(bridge: _kafka.Kafka, name: int) -> None:
         nonlocal count
         for number in range(120):
-            await bridge.send(b"%d-%d" % (name, number), b"x" * 100, [])
+            await put(bridge, results, b"%d-%d" % (name, number), b"x" * 100, [])
             count += 1
             await trio.sleep(0.02)
 
@@ -762,7 +769,7 @@ async def test_closing_without_a_broker_takes_its_time_and_no_more(own_broker: B
 
     async def send(bridge: _kafka.Kafka) -> None:
         try:
-            await bridge.send(b"k", b"v", [])
+            await put(bridge, topic, b"k", b"v", [])
         except Closed as error:
             closed.append(error)
 
@@ -794,7 +801,7 @@ async def test_an_abort_without_a_broker_takes_five_seconds_at_most(own_broker: 
             ):
                 await until(lambda: bool(bridge.statistics().assigned))
                 disturb()
-                nursery.start_soon(bridge.send, b"k", b"v", [])
+                nursery.start_soon(put, bridge, topic, b"k", b"v", [])
                 await trio.sleep(0.5)
                 started = time.monotonic()
                 scope.cancel()

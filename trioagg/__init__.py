@@ -2,27 +2,30 @@
 
 The floors; imports go downward only:
 
-    0  _errors _records _context _blame      what may go wrong, what is told
-    1  _collector _lanes _observer _stations _encoding _settings _tuning _interrupts _watermark
-    2  _fanout _uploader _statistics         one batch; bringing lists up
-    3  _intake _deadlines _aio               the bound of batches and their deadlines; the asyncio loop
-    4  _aggregator                           many batches
-    5  _kafka*                               source, sink, commits, rebalance
-    6  _service                              AsyncDataAnalysisService
-    7  _mock_broker _demo cli __main__       the command line
+    0  _errors _records _context _blame _settings    what may go wrong, what is told, what may be set
+    1  _collector _lanes _observer _stations _encoding _tuning _interrupts _watermark _dead_letters _finished_offsets
+    2  _fanout _uploader _statistics _reader         one batch; bringing lists up; reading messages
+    3  _intake _deadlines _aio                       the bound of batches and their deadlines; the asyncio loop
+    4  _aggregator                                   many batches
+    5  _kafka*                                       source, sink, commits, rebalance, transactions
+    6  _outputs _service                             AsyncDataAnalysisService
+    7  _mock_broker _demo cli __main__               the command line
 """
 
 from ._aggregator import BatchResultAggregator
 from ._aio import asyncio_callback
 from ._collector import BatchCollector
 from ._context import BatchContext, current_batch
+from ._dead_letters import DeadLetterLimit
 from ._errors import (
     BadResult,
     Closed,
     ConnectFailed,
     KafkaError,
+    MessageTooLarge,
     PoisonMessage,
     StrayCancel,
+    TooManyDeadLetters,
     TopicUnavailable,
     TrioaggError,
     UploadFailed,
@@ -32,7 +35,7 @@ from ._fanout import Batch, run_batch
 from ._observer import Observer
 from ._records import Answer, BatchReport, CompletedBy, StationOutcome, Verdict
 from ._service import AsyncDataAnalysisService, ServiceStatistics
-from ._settings import KafkaSettings
+from ._settings import InputLimits, KafkaSettings
 from ._statistics import AggregatorStatistics
 from ._uploader import Sink
 
@@ -49,14 +52,18 @@ __all__ = [
     "Closed",
     "CompletedBy",
     "ConnectFailed",
+    "DeadLetterLimit",
+    "InputLimits",
     "KafkaError",
     "KafkaSettings",
+    "MessageTooLarge",
     "Observer",
     "PoisonMessage",
     "ServiceStatistics",
     "Sink",
     "StationOutcome",
     "StrayCancel",
+    "TooManyDeadLetters",
     "TopicUnavailable",
     "TrioaggError",
     "UploadFailed",

@@ -56,7 +56,9 @@ class BatchResultAggregator(Generic[T]):
       max_running_stations: Stations of one batch that run at once; threads are 100 at most, over all batches.
       max_uploads: Lists brought up side by side.
       on_upload_failure: After the last try: ``"stop"`` ends the block with :class:`UploadFailed`; ``"skip"`` logs an
-        ERROR and counts the list as up.
+        ERROR and counts the list as up; ``"dead_letter"`` does so once *dead_letter_handler* has it.
+      dead_letter_handler: ``dead_letter_handler(report, error)``, sync or async, for a list that was given up.  What it
+        raises ends the block.
       upload_attempts: Tries of one list.  TypeError, AttributeError and NameError are not tried again.
       upload_timeout: Seconds for one try of an async handler.  A sync one is waited for.
       drain_timeout: Seconds in which leaving the block brings up what is in flight.
@@ -87,6 +89,7 @@ class BatchResultAggregator(Generic[T]):
         max_running_stations: int = DEFAULT_RUNNING_STATIONS,
         max_uploads: int = 4,
         on_upload_failure: OnUploadFailure = "stop",
+        dead_letter_handler: Callable[[BatchReport, Exception], Any] | None = None,
         upload_attempts: int = 5,
         upload_timeout: float = 10.0,
         drain_timeout: float = 25.0,
@@ -110,8 +113,10 @@ class BatchResultAggregator(Generic[T]):
         ):
             if number < 1:
                 raise ValueError(f"{name}={number!r}: it must be 1 or more")
-        if on_upload_failure not in ("stop", "skip"):
-            raise ValueError(f"on_upload_failure={on_upload_failure!r}: use 'stop' or 'skip'")
+        if on_upload_failure not in ("stop", "skip", "dead_letter"):
+            raise ValueError(f"on_upload_failure={on_upload_failure!r}: use 'stop', 'skip' or 'dead_letter'")
+        if (on_upload_failure == "dead_letter") is (dead_letter_handler is None):
+            raise ValueError("on_upload_failure='dead_letter' and dead_letter_handler= go together")
 
         self._threads = Threads(_STATION_THREADS)
         self._call = callback
@@ -125,7 +130,12 @@ class BatchResultAggregator(Generic[T]):
         self._observer = Observers([self._totals, Log(log_language, batch_timeout), *observers])
         self._encode = None if sink is None else sink.encode
         self._deliveries = Deliveries(
-            batch_upload_handler, report_handler, sink, upload_timeout=upload_timeout, max_uploads=max_uploads
+            batch_upload_handler,
+            report_handler,
+            sink,
+            dead_letter_handler,
+            upload_timeout=upload_timeout,
+            max_uploads=max_uploads,
         )
         # A sink waits for its broker and not for us: holding its lists back would only make it slower.
         only_sink = batch_upload_handler is None and report_handler is None and sink is not None
@@ -135,6 +145,7 @@ class BatchResultAggregator(Generic[T]):
             max_uploads=max_batches_in_flight if only_sink else max_uploads,
             attempts=1 if only_sink else upload_attempts,
             on_upload_failure=on_upload_failure,
+            bury=self._deliveries.bury,
         )
         self._reaper = Reaper(self._uploader.wait_begun)
         self._deadlines = Deadlines()

@@ -41,15 +41,22 @@ class LoopErrors:
     Args:
       exits: Told of a SystemExit or KeyboardInterrupt out of a callback.  Raised into the loop's own task it would
         leave everybody who waits for something of asyncio waiting for ever.
+      expected: Errors that a client leaves lying about after it has told its owner of them.
     """
 
-    def __init__(self, exits: Callable[[BaseException], None] | None = None) -> None:
+    def __init__(
+        self,
+        exits: Callable[[BaseException], None] | None = None,
+        expected: tuple[type[BaseException], ...] = (),
+    ) -> None:
         self.count = 0
-        self._exits = exits
+        self._exits, self._expected = exits, expected
 
     def __call__(self, loop: object, context: dict[str, Any]) -> None:
-        self.count += 1
         error = context.get("exception")
+        if isinstance(error, self._expected):
+            return
+        self.count += 1
         logger.error("in the asyncio loop: %s", context.get("message"), exc_info=error if error is not None else None)
 
     def exited(self, error: BaseException) -> None:

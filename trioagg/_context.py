@@ -25,7 +25,7 @@ class BatchContext:
     owner: object = field(default=None, repr=False, compare=False)
     """The aggregator that the batch belongs to."""
     source: object = field(default=None, repr=False, compare=False)
-    """The assignment of a partition that the message came with: what is lost when the partition is."""
+    """The Kafka record itself: its bytes are there until the batch is up, and it knows whose partition it came from."""
 
 
 batch_context: ContextVar[BatchContext] = ContextVar("trioagg_batch")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from ._errors import BadResult
+from ._errors import BadResult, words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -111,8 +111,4 @@ def _write_place(place: tuple[Any, Any] | None) -> str:
 def _explain(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "cannot be encoded: nested too deep, or contains itself"
-    try:
-        text = str(error)
-    except Exception:  # a stranger's class, raised by a stranger's tolist()
-        text = "(its message cannot be read)"
-    return f"cannot be encoded: {type(error).__name__}: {text}"
+    return f"cannot be encoded: {type(error).__name__}: {words(error)}"

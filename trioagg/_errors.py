@@ -1,4 +1,7 @@
-"""Every error we raise on purpose.  The sentence is written once, here; the facts are attributes."""
+"""Every error we raise on purpose, and how those of others are read.
+
+The sentence is written once, here; the facts are attributes.
+"""
 
 from __future__ import annotations
 
@@ -42,6 +45,17 @@ class UploadTimedOut(TrioaggError):
         self.batch_id, self.upload_timeout = batch_id, upload_timeout
 
 
+class TooManyDeadLetters(TrioaggError):
+    """The service stops, because it would write a dead letter for nearly every message."""
+
+    def __init__(self, how_many: str, reason: str) -> None:
+        super().__init__(
+            f"{how_many} would be dead letters, the last one because: {reason}. Nothing is committed past it. "
+            "Is the callback, the parser or the topic the right one? If all is as it should be, set dead_letter_limit="
+        )
+        self.how_many, self.reason = how_many, reason
+
+
 class Closed(TrioaggError):
     """The aggregator or service takes no batch: it is not open yet, is draining, or has ended."""
 
@@ -79,9 +93,25 @@ class ConnectFailed(KafkaError):
         self.bootstrap_servers = bootstrap_servers
 
 
+class MessageTooLarge(KafkaError):
+    """Kafka takes no message of this size, *size* in bytes."""
+
+    def __init__(self, topic: str, size: int, reason: str, hint: str) -> None:
+        super().__init__(f"a message of {size} bytes to topic {topic!r}", reason, hint)
+        self.topic, self.size = topic, size
+
+
 class TopicUnavailable(KafkaError):
     """A topic does not exist, or we may not use it."""
 
     def __init__(self, topic: str, bootstrap_servers: str, reason: str, hint: str = "") -> None:
         super().__init__(f"topic {topic!r} on Kafka at {bootstrap_servers}", reason, hint)
         self.topic, self.bootstrap_servers = topic, bootstrap_servers
+
+
+def words(error: BaseException) -> str:
+    """What an error says; whatever class of a stranger's it is."""
+    try:
+        return str(error)
+    except Exception:
+        return "(its message cannot be read)"

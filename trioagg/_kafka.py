@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from ._settings import KafkaSettings
 
-__all__ = ["Claim", "Kafka", "KafkaStatistics", "Record", "open_kafka"]
+__all__ = ["Claim", "Kafka", "KafkaStatistics", "Message", "Record", "open_kafka"]
 
 _SHORTEST_START_SECONDS: Final = 1.0
 
@@ -42,7 +42,7 @@ class KafkaStatistics:
     """Records between our position and the end of the partition, as the last fetch saw it; None before the first."""
     records_delivered: int
     commits: int
-    """Acknowledged commit requests."""
+    """Acknowledged commit requests, or transactions."""
     rebalances: int
     """How often partitions were taken from us, even if they came back."""
     late_finishes: int
@@ -51,6 +51,8 @@ class KafkaStatistics:
     """Messages in flight when the time of a revoke was over: another member processes them again."""
     offset_resets: int
     """How often an offset was not there any more."""
+    transactional_producers: int
+    """Producers started: one for an assignment of a partition, and one for a transaction whose end is unknown."""
     loop_errors: int
     """Errors in the asyncio loop that nobody looked at; each is in the log."""
 
@@ -87,28 +89,40 @@ class Kafka:
         """No record comes any more: what nobody has taken out of ``records`` is discarded, and the channel ends."""
         self._source.stop_fetching()
 
-    async def send(self, key: bytes, value: bytes, headers: Sequence[tuple[str, bytes]] = ()) -> None:
-        """Bring a message to the result topic; return when it is acknowledged, however long the broker is away.
+    async def send(self, outputs: Sequence[Message], record: Record | None = None) -> None:
+        """Bring messages up; return when all are acknowledged, however long the broker is away.
+
+        Args:
+          record: The message that these are the outputs of.  Where Kafka's transactions are used, they are committed
+            together with its offset, which is finished with that.
 
         Raises:
-          KafkaError: if Kafka refused it and would again: too large, not authorised, no such topic.
-          Closed: if the connection ends before.
+          KafkaError: if Kafka refused one and would again: too large, not authorised, no such topic.
+          Closed: if the connection or, in transactions, the partition ends before.
 
-        Cancellation: whether the message arrives is unknown.
+        Cancellation: whether the messages arrive is unknown.
         """
-        assert self._sink is not None, "no result_topic was given"
-        message = Message(key, value, headers)
-        self._sink.submit(message)
+        if record is not None and record.claim.transactor is not None:
+            record.claim.transactor.stage(record.offset, outputs)
+            self.finish(record)
+        else:
+            assert self._sink is not None, "neither a result_topic nor a dead_letter_topic was given"
+            for message in outputs:
+                self._sink.submit(message)
         try:
-            await message.done.wait()
+            for message in outputs:
+                await message.done.wait()
         except trio.Cancelled:
-            message.unwanted = True
+            for message in outputs:
+                message.unwanted = True
             raise
-        if message.error is not None:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        error = next((message.error for message in outputs if message.error is not None), None)
+        if error is not None:
             try:
-                raise message.error
+                raise error
             finally:
-                del message  # its error holds this frame
+                del outputs, message, error  # the error holds this frame
 
     async def commit(self, seconds: float = 15.0) -> None:
         """Commit now what may be committed; return when that was tried, or after so many *seconds*.
@@ -148,6 +162,7 @@ class Kafka:
             late_finishes=group.late,
             dropped_records=group.dropped_records,
             offset_resets=source.resets,
+            transactional_producers=source.producers,
             loop_errors=self._bridge.errors.count,
         )
 
@@ -159,7 +174,8 @@ async def open_kafka(
     bootstrap_servers: str,
     topics: Sequence[str],
     group_id: str,
-    result_topic: str | None,
+    output_topics: Sequence[str],
+    transactional: bool,
     settings: KafkaSettings,
     connect_timeout: float,
     revoke_timeout: float,
@@ -174,6 +190,8 @@ async def open_kafka(
     not bounded.
 
     Args:
+      output_topics: Where messages may be sent to.
+      transactional: Outputs and offsets are committed together.
       connect_timeout: Seconds for connection, login and topics.
       revoke_timeout: Seconds in which the batches of partitions that are taken from us may end.
       commit_interval: Seconds between commits.
@@ -199,12 +217,12 @@ async def open_kafka(
     async def start_aio() -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + connect_timeout
-        names = [*topics] if result_topic is None else [*topics, result_topic]
-        partitions = await connect_aio(address, dict.fromkeys(names), connect_timeout)
+        names = dict.fromkeys((*topics, *output_topics))
+        partitions = await connect_aio(address, names, connect_timeout)
         try:
             async with asyncio.timeout_at(max(deadline, loop.time() + _SHORTEST_START_SECONDS)):
-                if result_topic is not None:
-                    bridge.sink = Sink(address, result_topic, fail, bridge.nudge)
+                if output_topics and not transactional:
+                    bridge.sink = Sink(address, fail, bridge.nudge)
                     await bridge.sink.start_aio()
                 bridge.source = Source(
                     address,
@@ -213,6 +231,7 @@ async def open_kafka(
                     revoke_timeout=revoke_timeout,
                     commit_interval=commit_interval,
                     max_uncommitted=max_uncommitted,
+                    transactional=transactional,
                     room=room,
                     dropped=dropped,
                     fail=fail,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
+import aiokafka.errors
 import trio
 import trio.testing
 
@@ -35,7 +36,7 @@ class Bridge:
         self.loop: Any = None
         self.source: Source | None = None
         self.sink: Sink | None = None
-        self.errors = LoopErrors(self.fail)
+        self.errors = LoopErrors(self.fail, expected=(aiokafka.errors.ProducerFenced,))
         self.ready, self.ended, self.body_left = trio.Event(), trio.Event(), trio.Event()
         self._asked_to_end, self._failed, self._nudged = trio.Event(), trio.Event(), trio.Event()
         self._failure: BaseException | None = None

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from ._watermark import Watermark
+
+
+class Transactor(Protocol):
+    """What a claim knows of its transactions; they know it."""
+
+    @property
+    def staged(self) -> int: ...
+
+    def stage(self, offset: int, outputs: Any) -> None: ...
+
+    def go_over_to(self, claim: Claim) -> None: ...
+
+    async def bring_up_aio(self, limit: int) -> bool: ...
+
+    async def end_aio(self) -> None: ...
 
 
 class Claim:
     """One assignment of one partition: open, then revoking, then closed.  The same partition comes back as another."""
 
-    __slots__ = ("lost", "partition", "position", "starting", "state", "topic", "watermark")
+    __slots__ = ("lost", "partition", "position", "starting", "state", "topic", "transactor", "watermark")
 
     def __init__(self, topic: str, partition: int) -> None:
         self.topic, self.partition = topic, partition
@@ -22,14 +38,26 @@ class Claim:
         """The offset where it begins is being looked for."""
         self.lost = False
         """Somebody else may have the partition: nothing is committed any more."""
+        self.transactor: Transactor | None = None
+        """Where outputs and offsets are committed together."""
 
     @property
     def live(self) -> bool:
         """Whether its messages may still be begun."""
         return self.state == "open"
 
+    @property
+    def name(self) -> str:
+        """What it is called in the log."""
+        return f"{self.topic}/{self.partition}"
+
+    @property
+    def unsettled(self) -> int:
+        """Its messages that are in flight, or finished with outputs that are not committed."""
+        return self.watermark.in_flight + (0 if self.transactor is None else self.transactor.staged)
+
     def __repr__(self) -> str:
-        return f"<Claim {self.topic}/{self.partition} {self.state}>"
+        return f"<Claim {self.name} {self.state}>"
 
 
 @dataclass(slots=True, eq=False)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import aiokafka.errors
 import trio
-from aiokafka.conn import collect_hosts, create_conn
+from aiokafka.conn import AIOKafkaConnection, collect_hosts
 from aiokafka.protocol.metadata import MetadataRequest
 
 from ._errors import ConnectFailed, KafkaError, TopicUnavailable, TrioaggError
@@ -32,12 +32,27 @@ logger = logging.getLogger("trioagg")
 RETRY_BACKOFF_SECONDS: Final = 0.25
 _LOGIN_REFUSED: Final = (
     aiokafka.errors.SaslAuthenticationFailed,
-    aiokafka.errors.UnsupportedSaslMechanismError,
-    aiokafka.errors.IllegalSaslStateError,
     aiokafka.errors.AuthenticationFailedError,
 )
+_NOT_VALID_NOW: Final = (9, 10)
+_ANOTHER_NAME: Final = (62, 64)
+"""OpenSSL's X509_V_ERR: not yet valid, expired; another host name, another IP address."""
+_OUR_CERTIFICATE: Final = ("ALERT_BAD_CERT", "ALERT_CERTIFICATE", "ALERT_UNKNOWN_CA", "ALERT_NO_CERT")
+"""What brokers answer to a client without a certificate, or with one that they do not trust."""
 _AGAIN_AFTER_SECONDS: Final = 0.5
 _SHORTEST_TRY_SECONDS: Final = 1.0
+
+
+class _WithoutLogins(logging.Filter):
+    """At DEBUG the client logs every request as it is; a login by PLAIN is the password, one by SCRAM a proof of it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        args = record.args if isinstance(record.args, tuple) else ()
+        return not any(type(value).__name__.startswith("SaslAuthenticate") for value in args)
+
+
+# For good, and not for the time of a block: there is no moment at which that should be in a log.
+logging.getLogger("aiokafka.conn").addFilter(_WithoutLogins())
 
 
 class Address:
@@ -135,15 +150,26 @@ class Address:
         if isinstance(error, aiokafka.errors.KafkaConnectionError) and isinstance(error.__cause__, OSError):
             error = error.__cause__
         if isinstance(error, aiokafka.errors.UnsupportedSaslMechanismError):
-            return Reason(f"{where} does not offer sasl_mechanism={settings.sasl_mechanism!r}", _words(error), True)
+            text = f"{where} does not offer sasl_mechanism={settings.sasl_mechanism!r}"
+            return Reason(text, "What it offers is in its setting sasl.enabled.mechanisms", True)
+        if isinstance(error, aiokafka.errors.IllegalSaslStateError):
+            hint = f"Is it a port for security_protocol={settings.security_protocol.removeprefix('SASL_')!r}?"
+            return Reason(f"{where} takes no login", hint, True)
         if isinstance(error, _LOGIN_REFUSED):
-            text = f"authentication failed for user {settings.sasl_username!r} ({settings.sasl_mechanism})"
+            text = f"authentication failed for user {settings.sasl_username!r} ({settings.sasl_mechanism}) at {where}"
             return Reason(text, "Check sasl_username and sasl_password", True)
         if isinstance(error, ssl.SSLCertVerificationError):
-            text = f"the certificate of {where} is not trusted: {error.verify_message}"
-            return Reason(
-                text, "Give ssl_context= the authority that signed it, and use the name that it was made for", True
-            )
+            text = f"the certificate of {where} is not trusted: {error.verify_message.rstrip('.')}"
+            if error.verify_code in _NOT_VALID_NOW:
+                hint = "Renew it on the broker; or is the clock of this machine wrong?"
+            elif error.verify_code in _ANOTHER_NAME:
+                hint = "Use a name that it was made for, in bootstrap_servers and in the broker's advertised.listeners"
+            else:
+                hint = "Give ssl_context= the authority that signed it"
+            return Reason(text, hint, True)
+        if isinstance(error, ssl.SSLError) and any(word in (error.reason or "") for word in _OUR_CERTIFICATE):
+            text = f"{where} wants a certificate of ours that it trusts: {error.reason}"
+            return Reason(text, "Load it into the ssl_context, with load_cert_chain()", True)
         if isinstance(error, ssl.SSLError):
             text = f"no TLS with {where}: {error.reason or error}"
             hint = f"Is this a port that speaks TLS? security_protocol is {settings.security_protocol!r}"
@@ -271,13 +297,28 @@ async def _connection_aio(
     async with asyncio.timeout(seconds):
         # Asked first through Trio, whose resolver thread can be left behind: asyncio's would be waited for.
         await loop.trio_as_future(trio.socket.getaddrinfo, host, port)
-        connection = await create_conn(host, port, **address.login())
+        connection = AIOKafkaConnection(host, port, **address.login())
+        patience = 0.0
         try:
+            await connection.connect()
+            patience = _SHORTEST_TRY_SECONDS
             yield connection
         finally:
-            closed = connection.close()
-            if closed is not None:
-                await asyncio.wait([closed], timeout=_SHORTEST_TRY_SECONDS)
+            await _close_aio(connection, patience)
+
+
+async def _close_aio(connection: AIOKafkaConnection, patience: float) -> None:
+    closed = connection.close()
+    if closed is None:
+        return
+    if patience:
+        await asyncio.wait([closed], timeout=patience)
+    # The goodbye of TLS waits for its answer, by default for 30 seconds.  Our loop may have ended by then, and the
+    # socket would be left to the garbage collector.  Private names: without them that is what happens.
+    transport = getattr(getattr(connection, "_protocol", None), "_transport", None)
+    if transport is not None:
+        transport.abort()
+        await asyncio.wait([closed], timeout=_SHORTEST_TRY_SECONDS)
 
 
 def _partitions(address: Address, answer: Any) -> dict[str, list[int]]:

@@ -18,6 +18,7 @@ from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.protocol.group import LeaveGroupRequest
 
 from ._kafka_claims import Claim
+from ._kafka_connect import RETRY_BACKOFF_SECONDS
 from ._kafka_tasks import ended_aio, set_aio
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
       dropped: Told of the claims that ended with messages in flight.
       discard_waiting: Discards the messages that nobody has taken yet.
       changed: Told when more or less may be fetched than before.
+      claimed: Told of every claim as it begins.
       fail: Told of an error that ends everything: the client would log it and go on.
     """
 
@@ -55,6 +57,7 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         dropped: Callable[[Collection[Claim]], None],
         discard_waiting: Callable[[], None],
         changed: Callable[[], None],
+        claimed: Callable[[Any, Claim], None],
         fail: Callable[[BaseException], None],
     ) -> None:
         self.group_id = group_id
@@ -63,7 +66,8 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         self.rebalancing = True
         self._revoke_timeout, self._commit_interval = revoke_timeout, commit_interval
         self._max_uncommitted = max_uncommitted
-        self._dropped, self._discard_waiting, self._changed, self._fail = dropped, discard_waiting, changed, fail
+        self._dropped, self._discard_waiting, self._changed = dropped, discard_waiting, changed
+        self._claimed, self._fail = claimed, fail
         self._ending = False
         self._commit_at_end = False
         # Setting an asyncio.Event costs Trio's side a crossing only where somebody waits for it.
@@ -77,10 +81,10 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
 
     def finish(self, record: Record) -> None:
         claim = record.claim
-        if claim.state == "closed":
-            self.late += 1
-            return
         mark = claim.watermark
+        if claim.state == "closed":
+            self.late += not mark.is_committed(record.offset)
+            return
         if not mark.finish(record.offset):
             return
         if claim.state == "revoking":
@@ -146,14 +150,22 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         if not await self._take_turn_aio(seconds):
             return False
         try:
-            sent: dict[Any, tuple[Claim, int]] = {}
-            for partition, claim in list(self.claims.items()):
-                offset = await self._committable_aio(partition, claim)
-                if offset is not None:
-                    sent[partition] = (claim, offset)
-            return not sent or await self._send_commit_aio(sent, seconds)
+            while sent := await self._committables_aio():
+                if all(claim.transactor is None for claim, _ in sent.values()):
+                    return await self._send_commit_aio(sent, seconds)
+                if not await self._transact_aio(sent, seconds):
+                    return False
+            return True
         finally:
             self._commit_lock.release()
+
+    async def _committables_aio(self) -> dict[Any, tuple[Claim, int]]:
+        found: dict[Any, tuple[Claim, int]] = {}
+        for partition, claim in list(self.claims.items()):
+            offset = await self._committable_aio(partition, claim)
+            if offset is not None:
+                found[partition] = (claim, offset)
+        return found
 
     async def _take_turn_aio(self, seconds: float | None) -> bool:
         try:
@@ -195,6 +207,55 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
             raise error
         return False
 
+    async def _transact_aio(self, sent: dict[Any, tuple[Claim, int]], seconds: float | None) -> bool:
+        """Commit what every claim has to say, outputs and offset in one transaction for each."""
+        under_way = {
+            asyncio.create_task(claim.transactor.bring_up_aio(offset), name=f"trioagg transaction {claim.name}"): claim
+            for claim, offset in sent.values()
+            if claim.transactor is not None
+        }
+        try:
+            await asyncio.wait(under_way, timeout=seconds)
+        finally:
+            # What is given up in its midst is ended by the producer that the next owner makes.
+            await asyncio.gather(*(ended_aio(task, 0) for task in under_way if not task.done()))
+        for task, claim in under_way.items():
+            if claim.lost and not self.rebalancing:
+                self._rejoin()
+            error = None if task.cancelled() else task.exception()
+            if error is not None:
+                raise error
+        up = [not task.cancelled() and task.result() for task in under_way]
+        self.commits += sum(up)
+        self._changed()
+        return all(up)
+
+    async def is_member_aio(self) -> bool:
+        """Ask the coordinator whether it counts us in, as of now."""
+        coordinator = getattr(self.consumer, "_coordinator", None)
+        heartbeat = getattr(coordinator, "_do_heartbeat", None)
+        if heartbeat is None or self._is_evicted():
+            return False
+        return bool(await heartbeat())
+
+    async def committed_aio(self, partition: Any) -> int | None:
+        """How far the group has committed a partition; None where it has not.  Waits for a broker that is away."""
+        while True:
+            try:
+                offset: int | None = await self.consumer.committed(partition)
+                return offset
+            except aiokafka.errors.KafkaError as error:
+                if not error.retriable:
+                    raise
+                await asyncio.sleep(RETRY_BACKOFF_SECONDS)
+
+    def _rejoin(self) -> None:
+        # The client finds out by itself where it is the one who was put out.
+        coordinator = getattr(self.consumer, "_coordinator", None)
+        request = getattr(coordinator, "request_rejoin", None)
+        if request is not None:
+            request()
+
     async def _committable_aio(self, partition: Any, claim: Claim) -> int | None:
         if claim.state == "closed" or claim.lost or claim.starting:
             return None
@@ -220,6 +281,8 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
     async def on_partitions_assigned(self, assigned: Collection[Any]) -> None:
         """The client's word for the end of a rebalance."""
         self.claims = {partition: Claim(partition.topic, partition.partition) for partition in assigned}
+        for partition, claim in self.claims.items():
+            self._claimed(partition, claim)
         self.rebalancing = False
         self._changed()
 
@@ -233,10 +296,11 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         if (not self._ending or self._commit_at_end) and not await self.commit_aio(_REVOKE_COMMIT_SECONDS):
             logger.warning("partitions were given back without a commit: some batches will be processed again")
         self.close_claims()
-        unfinished = [claim for claim in claims if claim.watermark.in_flight]
+        unfinished = [claim for claim in claims if claim.unsettled]
         if unfinished:
-            self.dropped_records += sum(claim.watermark.in_flight for claim in unfinished)
+            self.dropped_records += sum(claim.unsettled for claim in unfinished)
             self._dropped(unfinished)
+        await end_transactors_aio(claims)
 
     async def _wait_drained_aio(self, claims: Collection[Claim]) -> None:
         loop = asyncio.get_running_loop()
@@ -276,3 +340,8 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
             # Over another connection than the join's: on that the broker reads nothing before it has answered.
             request = LeaveGroupRequest(self.group_id, member)
             await ended_aio(asyncio.create_task(self.consumer._client.send(node, request)), seconds)
+
+
+async def end_transactors_aio(claims: Collection[Claim]) -> None:
+    """End what claims have of their own, after their batches were given up."""
+    await asyncio.gather(*(claim.transactor.end_aio() for claim in claims if claim.transactor is not None))

@@ -15,7 +15,7 @@ import aiokafka
 import aiokafka.errors
 import trio
 
-from ._errors import Closed, KafkaError
+from ._errors import Closed, KafkaError, MessageTooLarge
 from ._kafka_connect import RETRY_BACKOFF_SECONDS, look_for_topic_aio
 from ._kafka_tasks import Tasks, ended_aio, unhurried_aio
 
@@ -41,7 +41,7 @@ _ABOUT_THE_TOPIC: Final = (
     aiokafka.errors.ClusterAuthorizationFailedError,
     aiokafka.errors.InvalidTopicError,
 )
-_MAYBE_GONE: Final = (
+MAYBE_GONE: Final = (
     aiokafka.errors.NotLeaderForPartitionError,
     aiokafka.errors.LeaderNotAvailableError,
     aiokafka.errors.UnknownTopicOrPartitionError,
@@ -56,17 +56,24 @@ _ABOUT_THE_PRODUCER: Final = (
 
 
 class Message:
-    """A list on its way.  ``done`` is set when it is acknowledged, or when ``error`` says why it is not."""
+    """A list or a dead letter on its way: ``done`` when it is acknowledged, or when ``error`` says why it is not."""
 
-    __slots__ = ("done", "error", "headers", "key", "size", "unwanted", "value")
+    __slots__ = ("done", "error", "headers", "key", "size", "topic", "unwanted", "value")
 
-    def __init__(self, key: bytes, value: bytes, headers: Sequence[tuple[str, bytes]]) -> None:
-        self.key, self.value, self.headers = key, value, headers
-        self.size = len(key) + len(value) + sum(len(name) + len(content) for name, content in headers)
+    def __init__(
+        self, topic: str, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]] = ()
+    ) -> None:
+        self.topic, self.key, self.value, self.headers = topic, key, value, headers
+        self.size = len(key or b"") + len(value or b"") + sum(len(name) + len(content) for name, content in headers)
         self.done = trio.Event()
         self.error: TrioaggError | None = None
         self.unwanted = False
         """Its sender does not wait any more: if it has not begun, it need not."""
+
+    @property
+    def up(self) -> bool:
+        """Whether it is acknowledged."""
+        return self.done.is_set() and self.error is None
 
     def resolve(self, error: TrioaggError | None = None) -> None:
         self.error = error
@@ -74,7 +81,7 @@ class Message:
 
 
 class Sink:
-    """An idempotent producer for one topic, and the writer that feeds it.
+    """An idempotent producer for lists and dead letters, and the writer that feeds it.
 
     A round: take what waits, send all of it, wait until everything is acknowledged or refused, tell the senders.
     What comes meanwhile is for the next round, so that rounds grow with the load.
@@ -84,10 +91,8 @@ class Sink:
       wanted: Told that something waits; :meth:`begin_round` is the answer, once it is time.
     """
 
-    def __init__(
-        self, address: Address, topic: str, fail: Callable[[BaseException], None], wanted: Callable[[], None]
-    ) -> None:
-        self._address, self._topic, self._wanted = address, topic, wanted
+    def __init__(self, address: Address, fail: Callable[[BaseException], None], wanted: Callable[[], None]) -> None:
+        self._address, self._wanted = address, wanted
         self._producer: Any = None
         self._queue: deque[Message] = deque()
         self._round: Sequence[Message] = ()
@@ -198,21 +203,20 @@ class Sink:
                 continue
             # After one refusal an idempotent producer fails all that follows, whatever it is.
             await self._renew_aio()
-            gone = None
-            if any(isinstance(error, _MAYBE_GONE) for _, error in failed):
-                gone = await look_for_topic_aio(self._address, self._topic, self._address.settings.request_timeout)
+            doubtful = {message.topic for message, error in failed if isinstance(error, MAYBE_GONE)}
+            gone = {topic for topic in doubtful if await is_topic_gone_aio(self._address, topic)}
             for message, error in failed:
-                if gone is not None:
-                    message.resolve(self._address.no_topic(self._topic, aiokafka.errors.UnknownTopicOrPartitionError))
-                elif not _is_refusal(error):
+                if message.topic in gone:
+                    message.resolve(self._address.no_topic(message.topic, aiokafka.errors.UnknownTopicOrPartitionError))
+                elif not is_refusal(error):
                     together.append(message)
                 elif len(some) == 1 or isinstance(error, _ABOUT_THE_TOPIC):
-                    message.resolve(self._refusal(message, error))
+                    message.resolve(refusal(self._address, message, error))
                 else:
                     # Said of all that travelled together, because of one: it is asked for each of them.
                     alone.append(message)
             if len(together) == len(failed):
-                logger.warning("results to %s: sending again after %r", self._topic, failed[0][1])
+                logger.warning("lists to %s: sending again after %r", failed[0][0].topic, failed[0][1])
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
@@ -224,7 +228,7 @@ class Sink:
                 sent.append((message, await self._hand_over_aio(message)))
             except _TOO_LARGE as error:
                 # The client's own limit: nothing was sent, and nothing is harmed.
-                message.resolve(self._refusal(message, error))
+                message.resolve(refusal(self._address, message, error))
             except aiokafka.errors.KafkaError as error:
                 # It would say the same to all that follow, each time after a wait.
                 failed += [(other, error) for other in messages[index:]]
@@ -232,36 +236,24 @@ class Sink:
         # Not gather(): a callback for every future costs a third of the throughput.
         await self._producer.flush()
         for message, future in sent:
-            refusal = future.exception()
-            if refusal is None:
+            why = future.exception()
+            if why is None:
                 message.resolve()
-            elif isinstance(refusal, aiokafka.errors.KafkaError):
-                failed.append((message, refusal))
+            elif isinstance(why, aiokafka.errors.KafkaError):
+                failed.append((message, why))
             else:
-                raise refusal
+                raise why
         return failed
 
     async def _hand_over_aio(self, message: Message) -> asyncio.Future[Any]:
         while True:
             try:
                 future: asyncio.Future[Any] = await self._producer.send(
-                    self._topic, message.value, key=message.key, headers=message.headers
+                    message.topic, message.value, key=message.key, headers=message.headers
                 )
                 return future
             except aiokafka.errors.KafkaTimeoutError:
                 pass  # full, because the broker is away: nothing was taken
-
-    def _refusal(self, message: Message, error: aiokafka.errors.KafkaError) -> TrioaggError:
-        if not isinstance(error, _TOO_LARGE):
-            mapped = self._address.at_the_edge(error)
-            assert isinstance(mapped, KafkaError)
-            return mapped
-        if message.size > MAX_MESSAGE_BYTES:
-            reason, hint = f"it is larger than {MAX_MESSAGE_BYTES} bytes", "Give fewer stations to a message"
-        else:
-            reason = "the broker takes no message of this size"
-            hint = "Raise the topic's max.message.bytes (1 MiB by default), or give fewer stations to a message"
-        return KafkaError(f"a list of {message.size} bytes to topic {self._topic!r}", reason, hint)
 
     # Whether the broker is away.
 
@@ -276,7 +268,7 @@ class Sink:
                     "Kafka at %s has acknowledged nothing for %.0f s: lists for %s wait, and are not lost",
                     self._address.bootstrap_servers,
                     loop.time() - began,
-                    self._topic,
+                    ", ".join(sorted({message.topic for message in self._round})),
                 )
 
     def _tell_back(self) -> None:
@@ -289,7 +281,26 @@ def _closed() -> Closed:
     return Closed("the connection to Kafka", "has ended")
 
 
-def _is_refusal(error: aiokafka.errors.KafkaError) -> bool:
+async def is_topic_gone_aio(address: Address, topic: str) -> bool:
+    """Whether the brokers say that there is no such topic; not if nobody answers."""
+    return await look_for_topic_aio(address, topic, address.settings.request_timeout) is not None
+
+
+def refusal(address: Address, message: Message, error: aiokafka.errors.KafkaError) -> TrioaggError:
+    """What the sender of a message is told that Kafka refused for good."""
+    if not isinstance(error, _TOO_LARGE):
+        mapped = address.at_the_edge(error)
+        assert isinstance(mapped, KafkaError)
+        return mapped
+    if message.size > MAX_MESSAGE_BYTES:
+        reason, hint = f"it is larger than {MAX_MESSAGE_BYTES} bytes", "Give fewer stations to a message"
+    else:
+        reason = "the broker takes no message of this size"
+        hint = "Raise the topic's max.message.bytes (1 MiB by default), or give fewer stations to a message"
+    return MessageTooLarge(message.topic, message.size, reason, hint)
+
+
+def is_refusal(error: aiokafka.errors.KafkaError) -> bool:
     """Whether the broker would say the same to another producer, now and later."""
     answered = isinstance(error, aiokafka.errors.BrokerResponseError)
     return answered and not error.retriable and not isinstance(error, _ABOUT_THE_PRODUCER)

@@ -19,8 +19,9 @@ from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitio
 
 from ._kafka_claims import Claim, Record
 from ._kafka_connect import RETRY_BACKOFF_SECONDS, look_for_topic_aio
-from ._kafka_group import REVOKE_RESERVE_SECONDS, Group
+from ._kafka_group import REVOKE_RESERVE_SECONDS, Group, end_transactors_aio
 from ._kafka_tasks import Tasks, ended_aio, set_aio, unhurried_aio
+from ._kafka_transactions import Transactor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -42,6 +43,7 @@ class Source:
 
     Args:
       partitions: Of every topic, as they were when the service started.
+      transactional: Outputs and offsets are committed together, by a producer for every claim.
       room: How many messages more the other side would take now, beside those that wait in the channel.
       fail: Told of an error that ends everything.
 
@@ -57,13 +59,14 @@ class Source:
         revoke_timeout: float,
         commit_interval: float,
         max_uncommitted: int,
+        transactional: bool,
         room: Callable[[], int],
         dropped: Callable[[Collection[Claim]], None],
         fail: Callable[[BaseException], None],
     ) -> None:
         self._address, self._topics, self._room = address, list(partitions), room
         self._known_at_start = {(topic, number) for topic, numbers in partitions.items() for number in numbers}
-        self._max_uncommitted = max_uncommitted
+        self._max_uncommitted, self._transactional = max_uncommitted, transactional
         self._rebalance_seconds = revoke_timeout + REVOKE_RESERVE_SECONDS
         self.group = Group(
             group_id,
@@ -73,6 +76,7 @@ class Source:
             dropped=dropped,
             discard_waiting=self._discard_waiting,
             changed=self.wake,
+            claimed=self._claimed,
             fail=fail,
         )
         # Unbounded, for it must never be waited for; room() is the bound.
@@ -83,7 +87,7 @@ class Source:
         self._tasks = Tasks(fail)
         self._pump: asyncio.Task[None] | None = None
         self._consumer: Any = None
-        self.delivered = self.resets = 0
+        self.delivered = self.resets = self.producers = 0
 
     # Trio's side.
 
@@ -159,9 +163,11 @@ class Source:
             last = asyncio.create_task(self.group.commit_aio())
             if not await ended_aio(last, left(0.6)) or not last.result():
                 logger.error("the last commit was not acknowledged: some batches will be processed again")
-        await self._tasks.cancel_aio()
+        await self._tasks.cancel_aio(max(1.0, left(0.5)))  # producers that are just being made are stopped first
         self.group.release()
+        claims = list(self.group.claims.values())
         self.group.close_claims()
+        await end_transactors_aio(claims)
         if self._consumer is None:
             return True
         stop = asyncio.create_task(self._consumer.stop())
@@ -268,6 +274,42 @@ class Source:
 
     # Where to begin.
 
+    def _claimed(self, partition: Any, claim: Claim) -> None:
+        if self._transactional:
+            claim.starting = True
+            claim.transactor = Transactor(
+                self._address,
+                self.group.group_id,
+                partition,
+                claim,
+                still_member_aio=self.group.is_member_aio,
+                committed_aio=self.group.committed_aio,
+                started=self._count_producer,
+            )
+            self._tasks.start(self._take_over_aio(partition, claim, claim.transactor), f"take over {claim.name}")
+
+    def _count_producer(self) -> None:
+        self.producers += 1
+
+    async def _take_over_aio(self, partition: Any, claim: Claim, transactor: Transactor) -> None:
+        # The client has asked for the position itself, but before the old owner was fenced.
+        offset = await transactor.start_aio()
+        if claim.state != "open":
+            await transactor.end_aio()
+        elif offset is None:
+            claim.starting = False
+            self._begin(partition, self._address.settings.start_offset)
+        else:
+            self._go_on_at(partition, claim, offset)
+            claim.watermark.committed(offset)
+
+    def _go_on_at(self, partition: Any, claim: Claim, offset: int) -> None:
+        self._consumer.seek(partition, offset)
+        claim.position = offset
+        claim.watermark.advance_to(offset)
+        claim.starting = False
+        self._woken.set()
+
     def _begin(self, partition: Any, where: str) -> None:
         claim = self.group.claims.get(partition)
         if claim is not None and not claim.starting:
@@ -287,13 +329,9 @@ class Source:
                 await asyncio.sleep(RETRY_BACKOFF_SECONDS)
         if claim.state != "open":
             return
-        self._consumer.seek(partition, offset)
-        claim.position = offset
-        claim.watermark.advance_to(offset)
-        claim.starting = False
+        self._go_on_at(partition, claim, offset)
         if latest:
             self.group.commit_soon()  # after a crash, the end would be another one
-        self._woken.set()
 
     def _out_of_range(self, partition: Any, offset: int) -> None:
         old = self.group.claims.get(partition)
@@ -309,5 +347,9 @@ class Source:
         )
         # Another claim: what is finished under the old one says nothing about the offsets that come now.
         old.state = "closed"
-        self.group.claims[partition] = Claim(partition.topic, partition.partition)
+        new = self.group.claims[partition] = Claim(partition.topic, partition.partition)
+        if old.transactor is not None:
+            # Nobody else has had it: the producer is still the right one.
+            new.transactor = old.transactor
+            new.transactor.go_over_to(new)
         self._begin(partition, "earliest")

@@ -37,11 +37,11 @@ class Tasks:
         task.add_done_callback(self._ended)
         return task
 
-    async def cancel_aio(self) -> None:
+    async def cancel_aio(self, seconds: float = _UNTIL_CANCELLED_SECONDS) -> None:
         for task in self._running:
             task.cancel()
         if self._running:
-            await asyncio.wait(self._running, timeout=_UNTIL_CANCELLED_SECONDS)
+            await asyncio.wait(self._running, timeout=seconds)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)

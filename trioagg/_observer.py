@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
+from ._errors import words
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -44,6 +46,9 @@ class Observer:
 
     def upload_skipped(self, report: BatchReport) -> None:
         """A list was given up and counts as up."""
+
+    def dead_lettered(self, report: BatchReport) -> None:
+        """A list was given up, and whoever takes dead letters has it."""
 
 
 Observer.SILENT = Observer()
@@ -88,6 +93,10 @@ class Observers(Observer):
         for observer in self._all:
             observer.upload_skipped(report)
 
+    def dead_lettered(self, report: BatchReport) -> None:
+        for observer in self._all:
+            observer.dead_lettered(report)
+
 
 class Log(Observer):
     """The log lines.  ``zh`` gives the four lines of the original guide, word for word."""
@@ -101,6 +110,7 @@ class Log(Observer):
             "uploaded": "batch %s uploaded: %d succeeded, %d failed, %d without output",
             "failed": "batch %s upload failed: %s: %s (try %d of %d)",
             "skipped": "batch %s is given up and counts as up (on_upload_failure='skip')",
+            "dead": "batch %s is given up; its dead letter is written",
         },
         "zh": {
             "opened": "创建批次 %s，期望场站数: %d",
@@ -110,6 +120,7 @@ class Log(Observer):
             "uploaded": "批次 %s 上传结果: 成功=%d, 失败=%d, 无输出=%d",
             "failed": "批次 %s 上传失败: %s: %s (第 %d/%d 次)",
             "skipped": "批次 %s 放弃上传，按已上传处理 (on_upload_failure='skip')",
+            "dead": "批次 %s 放弃上传，已写入死信",
         },
     }
 
@@ -155,7 +166,7 @@ class Log(Observer):
                 report.failed,
                 report.expected,
                 type(error).__name__,
-                _words(error),
+                words(error),
                 extra=_fields(report),
             )
         if not self._told_about_asyncio and _is_asyncio_without_a_bridge(error):
@@ -184,7 +195,7 @@ class Log(Observer):
             self._lines["failed"],
             report.batch_id,
             type(error).__name__,
-            _words(error),
+            words(error),
             attempt,
             attempts,
             exc_info=error if last else None,
@@ -194,17 +205,13 @@ class Log(Observer):
     def upload_skipped(self, report: BatchReport) -> None:
         logger.error(self._lines["skipped"], report.batch_id, extra=_fields(report))
 
-
-def _words(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:  # a stranger's class
-        return "(its message cannot be read)"
+    def dead_lettered(self, report: BatchReport) -> None:
+        logger.error(self._lines["dead"], report.batch_id, extra=_fields(report))
 
 
 def _is_asyncio_without_a_bridge(error: BaseException) -> bool:
     # The words are asyncio's and Trio's own; there is no class to tell these errors by.
-    text = _words(error)
+    text = words(error)
     return (isinstance(error, RuntimeError) and "no running event loop" in text) or (
         isinstance(error, TypeError) and "unrecognized yield message" in text
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
@@ -14,23 +13,24 @@ from ._aggregator import BatchResultAggregator
 from ._aio import service_loop
 from ._blame import lone_errors_bare
 from ._context import batch_context
-from ._encoding import encode_list, encode_result, result_headers
+from ._dead_letters import DeadLetterLimit, check_verdicts
 from ._errors import Closed, PoisonMessage
-from ._settings import KafkaSettings
-from ._stations import RESERVED_KEYS, batch_id, module_input, parse_message
+from ._reader import Reader
+from ._settings import InputLimits, KafkaSettings
+from ._stations import RESERVED_KEYS, batch_id
 from ._statistics import AggregatorStatistics
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Generator, Iterable, Sequence
+    from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
     from ._kafka import Kafka, KafkaStatistics, Record
     from ._observer import LogLanguage, Observer
+    from ._outputs import Outputs
+    from ._reader import MessageParser
     from ._records import BatchReport
     from ._uploader import OnUploadFailure
-
-    MessageParser = Callable[[str, bytes], Mapping[str, Any]]
 
 logger = logging.getLogger("trioagg")
 
@@ -42,7 +42,9 @@ class ServiceStatistics(AggregatorStatistics):
     messages: int
     """Read from the topics, whatever came of them."""
     poison: int
-    """Messages that can never be processed; their offsets have moved on."""
+    """Messages that can never be processed; their offsets move on, behind their dead letters where these are wanted."""
+    dead_letters: int
+    """Dead letters that are acknowledged, of whatever reason."""
     empty: int
     """Messages without a station; they open no batch."""
     rejected_elements: int
@@ -60,6 +62,14 @@ class AsyncDataAnalysisService:
       bootstrap_servers: ``host:port``, several with commas between.
       group_id: The consumer group.
       result_topic: Where the lists go, one message each; beside or instead of a handler.
+      delivery: ``"at_least_once"``; or ``"exactly_once"``: every list is in the result topic once for those who read
+        it with ``isolation.level=read_committed``, for it is committed together with the offset of its message.
+        Callbacks may still run twice for one message.  There is no handler then, whose effects could not be undone.
+      dead_letter_topic: Where messages go that can never be processed, each as it came, with headers that say why.
+      dead_letter_stations: Verdicts (``"failed"``, ``"timed_out"``, ...): a message with such stations becomes a dead
+        letter too, although its list goes up.
+      dead_letter_limit: When there are so many dead letters that the service had better stop; None is never.
+      input_limits: How much one message may ask for before it is poison.
       message_parser: ``message_parser(topic, value) -> {station_id: anything}``, instead of the shapes that are known
         by default.  What it raises makes the message poison.
       kafka: Security, start offset and limits of the connection.
@@ -71,13 +81,15 @@ class AsyncDataAnalysisService:
       revoke_timeout: Seconds that batches of partitions which move to another member have to get up; by default
         ``batch_timeout + 5``.
       commit_interval: Seconds between commits.
+      transaction_linger: Seconds that a list waits for others at most, before it is committed together with them; for
+        ``delivery="exactly_once"``.
       max_uncommitted: Batches of a partition that are up and not known as committed; at half of it a commit goes out,
         at the bound the partition is not fetched.
 
     The other parameters are those of :class:`BatchResultAggregator`.
 
     Raises:
-      ValueError: when made, if a value is out of its range or *topics* is a str.
+      ValueError: when made, if a value is out of its range, two contradict each other, or *topics* is a str.
     """
 
     def __init__(
@@ -88,6 +100,11 @@ class AsyncDataAnalysisService:
         bootstrap_servers: str | Sequence[str] = "localhost:9092",
         group_id: str | None = None,
         result_topic: str | None = None,
+        delivery: Literal["at_least_once", "exactly_once"] = "at_least_once",
+        dead_letter_topic: str | None = None,
+        dead_letter_stations: Iterable[str] = (),
+        dead_letter_limit: DeadLetterLimit | None = DeadLetterLimit(),  # noqa: B008 - frozen
+        input_limits: InputLimits = InputLimits(),  # noqa: B008 - frozen
         message_parser: MessageParser | None = None,
         kafka: KafkaSettings | None = None,
         upload_order: Literal["any", "partition"] = "any",
@@ -104,6 +121,7 @@ class AsyncDataAnalysisService:
         drain_timeout: float = 25.0,
         revoke_timeout: float | None = None,
         commit_interval: float = 1.0,
+        transaction_linger: float = 0.05,
         max_uncommitted: int = 1000,
         log_language: LogLanguage = "en",
         observers: Iterable[Observer] = (),
@@ -124,8 +142,24 @@ class AsyncDataAnalysisService:
         self._bootstrap_servers = (
             bootstrap_servers if isinstance(bootstrap_servers, str) else ",".join(bootstrap_servers)
         )
-        self._result_topic, self._message_parser = result_topic, message_parser
-        self._in_order = upload_order == "partition"
+        if delivery not in ("at_least_once", "exactly_once"):
+            raise ValueError(f"delivery={delivery!r}: use 'at_least_once' or 'exactly_once'")
+        self._exactly_once = delivery == "exactly_once"
+        if self._exactly_once and result_topic is None:
+            raise ValueError("delivery='exactly_once' is from Kafka to Kafka: it needs a result_topic")
+        if dead_letter_topic is not None and dead_letter_topic in (*self._topics, result_topic):
+            raise ValueError(f"dead_letter_topic={dead_letter_topic!r} must be a topic of its own")
+        verdicts = check_verdicts(dead_letter_stations)
+        if dead_letter_topic is None and (verdicts or on_upload_failure == "dead_letter"):
+            asked = "dead_letter_stations" if verdicts else "on_upload_failure='dead_letter'"
+            raise ValueError(f"{asked} needs a dead_letter_topic")
+        if not transaction_linger >= 0:
+            raise ValueError(f"transaction_linger={transaction_linger!r}: it must be 0 or more seconds")
+        self._result_topic = result_topic
+        self._reader = Reader(message_parser, input_limits)
+        self._letters = (dead_letter_topic, verdicts, dead_letter_limit)
+        # In transactions the lists of a partition have the order of its messages anyway.
+        self._in_order = upload_order == "partition" and not self._exactly_once
         self._connection: dict[str, Any] = {
             "settings": kafka if kafka is not None else KafkaSettings(),
             "connect_timeout": connect_timeout,
@@ -136,6 +170,8 @@ class AsyncDataAnalysisService:
         for name in ("connect_timeout", "revoke_timeout", "commit_interval", "max_uncommitted"):
             if not self._connection[name] > 0:
                 raise ValueError(f"{name}={self._connection[name]!r}: it must be more than 0")
+        if self._exactly_once:
+            self._connection["commit_interval"] = transaction_linger
         self._batches: dict[str, Any] = {
             "batch_timeout": batch_timeout,
             "cleanup_interval": cleanup_interval,
@@ -153,14 +189,16 @@ class AsyncDataAnalysisService:
         }
         # Made here too, so that a wrong value is found where it was typed; it is also what statistics() of a service
         # that has not started are read from.
-        self._aggregator: BatchResultAggregator[Any] = BatchResultAggregator(**self._batches)
+        self._aggregator: BatchResultAggregator[Any] = BatchResultAggregator(
+            **self._batches, dead_letter_handler=_nobody if on_upload_failure == "dead_letter" else None
+        )
+        self._outputs: Outputs | None = None
         self._drain_timeout = drain_timeout
         self._kafka: Kafka | None = None
         self._token: trio.lowlevel.TrioToken | None = None
         self._started = self._ended = False
         self._asked_to_stop = trio.Event()
         self._drained = trio.Event()
-        self._messages = self._poison = self._empty = self._rejected = 0
 
     def __repr__(self) -> str:
         return f"<AsyncDataAnalysisService {self._module_name!r} {list(self._topics)}>"
@@ -192,6 +230,11 @@ class AsyncDataAnalysisService:
         if batch_upload_handler is None and report_handler is None and self._result_topic is None:
             raise ValueError(
                 "nobody would get the lists: give a batch_upload_handler, a report_handler or a result_topic"
+            )
+        if self._exactly_once and (batch_upload_handler is not None or report_handler is not None):
+            raise ValueError(
+                "delivery='exactly_once' has no handlers: what they do could not be undone. Read the result_topic "
+                "instead, or watch with observers="
             )
         if not callable(callback):
             raise ValueError(f"callback={callback!r} cannot be called")
@@ -253,10 +296,11 @@ class AsyncDataAnalysisService:
         batches = self._aggregator.statistics()
         return ServiceStatistics(
             **{field.name: getattr(batches, field.name) for field in fields(batches)},
-            messages=self._messages,
-            poison=self._poison,
-            empty=self._empty,
-            rejected_elements=self._rejected,
+            messages=self._reader.messages,
+            poison=self._reader.poison,
+            dead_letters=0 if self._outputs is None else self._outputs.letters,
+            empty=self._reader.empty,
+            rejected_elements=self._reader.rejected,
             kafka=None if self._kafka is None else self._kafka.statistics(),
         )
 
@@ -274,10 +318,17 @@ class AsyncDataAnalysisService:
         self._token = trio.lowlevel.current_trio_token()
         # Here and not above: `import trioagg` must not load the Kafka client and its event loop.
         from ._kafka import open_kafka
+        from ._outputs import Outputs
 
-        sink = None if self._result_topic is None else _ResultTopic()
+        outputs = self._outputs = Outputs(self._module_name, self._result_topic, *self._letters)
+        settings = self._batches | {"observers": (*self._batches["observers"], outputs)}
         aggregator: BatchResultAggregator[Any] = BatchResultAggregator(
-            callback, batch_upload_handler, report_handler=report_handler, sink=sink, **self._batches
+            callback,
+            batch_upload_handler,
+            report_handler=report_handler,
+            sink=outputs if outputs.wanted else None,
+            dead_letter_handler=outputs.bury_list if settings["on_upload_failure"] == "dead_letter" else None,
+            **settings,
         )
         self._aggregator = aggregator
         try:
@@ -287,19 +338,18 @@ class AsyncDataAnalysisService:
                         bootstrap_servers=self._bootstrap_servers,
                         topics=self._topics,
                         group_id=self._group_id,
-                        result_topic=self._result_topic,
-                        room=lambda: aggregator.room,
+                        output_topics=outputs.topics,
+                        transactional=self._exactly_once,
+                        room=lambda: max(0, aggregator.room - outputs.burying),
                         dropped=self._drop,
                         **self._connection,
                     ) as kafka,
                     aggregator,
                     trio.open_nursery() as nursery,
                 ):
-                    self._kafka = kafka
-                    if sink is not None:
-                        sink.kafka = kafka
-                    nursery.start_soon(self._take_in, kafka, name="trioagg intake")
-                    nursery.start_soon(self._drain_when_asked, kafka, name="trioagg drain")
+                    self._kafka = outputs.kafka = kafka
+                    nursery.start_soon(self._take_in, kafka, outputs, nursery, name="trioagg intake")
+                    nursery.start_soon(self._drain_when_asked, kafka, outputs, name="trioagg drain")
                     try:
                         yield self
                     except BaseException as error:
@@ -311,25 +361,33 @@ class AsyncDataAnalysisService:
             self._drained.set()
 
     @trio.lowlevel.enable_ki_protection
-    async def _drain_when_asked(self, kafka: Kafka) -> None:
+    async def _drain_when_asked(self, kafka: Kafka, outputs: Outputs) -> None:
         await self._asked_to_stop.wait()
         logger.info("%s is draining: %d batches in flight", self._module_name, self._aggregator.in_flight)
         deadline = trio.current_time() + self._drain_timeout
         kafka.stop_fetching()
         await self._aggregator.drain()
+        with trio.move_on_at(deadline):
+            await outputs.wait_buried()
         await kafka.close(max(1.0, deadline - trio.current_time()))
         self._drained.set()
 
     @trio.lowlevel.enable_ki_protection
-    async def _take_in(self, kafka: Kafka) -> None:
+    async def _take_in(self, kafka: Kafka, outputs: Outputs, nursery: trio.Nursery) -> None:
         # In this task's context alone, which the batches inherit: a loop of the user's own stays what it is.
         service_loop.set(kafka.loop)
         async for record in kafka.records:
-            self._messages += 1
             if not record.claim.live or self._asked_to_stop.is_set():
                 kafka.discard(record)
                 continue
-            stations = self._read(record)
+            try:
+                stations = self._reader.read(record)
+            except PoisonMessage as error:
+                if outputs.condemn(record, error):
+                    nursery.start_soon(outputs.bury, record, error)
+                else:
+                    kafka.finish(record)
+                continue
             if not stations:
                 kafka.finish(record)
                 continue
@@ -358,50 +416,12 @@ class AsyncDataAnalysisService:
             timestamp=None if record.timestamp_ms is None else record.timestamp_ms / 1000,
             key=record.key,
             headers=record.headers,
-            source=record.claim,
+            source=record,
         )
-
-    def _read(self, record: Record) -> Mapping[str, Any] | None:
-        """The stations of a message; None where there are none or it is poison.  Never raises."""
-        try:
-            stations = self._parse(record)
-        except PoisonMessage as error:
-            self._poison += 1
-            logger.warning("%s is poison and is passed over: %s", _name(record), error.reason)
-            return None
-        if not stations:
-            self._empty += 1
-            logger.debug("%s names no station", _name(record))
-        return stations
-
-    def _parse(self, record: Record) -> Mapping[str, Any]:
-        if self._message_parser is not None and record.value is not None:
-            try:
-                parsed = _ask(self._message_parser, record.topic, record.value)
-            except Exception as error:
-                raise PoisonMessage(f"message_parser raised {type(error).__name__}: {error}") from error
-            if not isinstance(parsed, Mapping):
-                raise PoisonMessage(f"message_parser returned {type(parsed).__name__}, not a mapping of station ids")
-            if not all(isinstance(station_id, str) for station_id in parsed):
-                raise PoisonMessage("message_parser returned a station id that is not a string")
-            return parsed
-        message = parse_message(record.value)
-        if message.rejected:
-            self._rejected += message.rejected
-            logger.warning(
-                "%s has %d elements that name no station: %s",
-                _name(record),
-                message.rejected,
-                "; ".join(message.rejected_places),
-            )
-        return {
-            station_id: module_input(station_id, record.topic, records, record.timestamp_ms)
-            for station_id, records in message.stations.items()
-        }
 
     def _drop(self, claims: Iterable[object]) -> None:
         lost = set(claims)
-        self._aggregator.abort(lambda context: context.source in lost)
+        self._aggregator.abort(lambda context: getattr(context.source, "claim", None) in lost)
 
 
 class ServiceBlock:
@@ -427,22 +447,5 @@ class ServiceBlock:
         )
 
 
-class _ResultTopic:
-    """The result topic as a sink: one message a batch, acknowledged before its offset moves."""
-
-    kafka: Kafka
-
-    def encode(self, result: dict[str, Any]) -> bytes:
-        return encode_result(result)
-
-    async def send(self, report: BatchReport, encoded: Sequence[bytes]) -> None:
-        await self.kafka.send(report.batch_id.encode(), encode_list(report.batch_id, encoded), result_headers(report))
-
-
-@trio.lowlevel.disable_ki_protection  # it is the user's code; see interruptible()
-def _ask(message_parser: MessageParser, topic: str, value: bytes) -> Mapping[str, Any]:
-    return message_parser(topic, value)
-
-
-def _name(record: Record) -> str:
-    return f"message {record.topic}/{record.partition}/{record.offset}"
+def _nobody(report: BatchReport, error: Exception) -> None:
+    """Stands for what takes the dead letters, where an aggregator is only made to check its settings."""

@@ -1,4 +1,4 @@
-"""How to talk to Kafka.  Values only: nothing here knows a Kafka client, and no environment is read."""
+"""How to talk to Kafka, and what a message may be.  Values only: no client, no environment."""
 
 from __future__ import annotations
 
@@ -65,3 +65,26 @@ class KafkaSettings:
                 f"heartbeat_interval={self.heartbeat_interval:g} must be at most half of "
                 f"session_timeout={self.session_timeout:g}"
             )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputLimits:
+    """How much one message may ask for.  What is beyond is poison, with the reason; it costs no other message anything.
+
+    Raises:
+      ValueError: when made, if a value is less than 1.
+    """
+
+    max_message_bytes: int = 8 * 1024 * 1024
+    """Of the value.  Kafka itself lets 1 MiB through if nobody says otherwise."""
+    max_stations: int = 10_000
+    """In one message."""
+    max_depth: int = 100
+    """Lists and objects within each other."""
+    max_id_chars: int = 256
+    """Of a station id.  An element with a longer one is rejected; the others of its message are not."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_message_bytes", "max_stations", "max_depth", "max_id_chars"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)!r}: it must be 1 or more")

@@ -10,7 +10,8 @@ The rules of a message, as JSON (UTF-8, without a byte order mark):
   one (null, say) does not hide a valid one: the record still names exactly one station.
 - A list is about stations if one of its elements has a key for the id.  Its elements without a valid id are
   rejected one by one and cost the others nothing.  In any other list (of names, of days) nothing is rejected.
-- Everything else is poison: what is not JSON, what is nested too deep for Python, and a bare scalar or null.
+- Everything else is poison: what is not JSON, and a bare scalar or null.
+- So is what goes beyond an input limit, but for a station id that is too long: it is an invalid one.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any, Final
 import msgspec
 
 from ._errors import PoisonMessage
+from ._settings import InputLimits
 
 RESERVED_KEYS: Final = frozenset({"stationId", "_data_quality"})
 """The keys of a module input that are ours: no topic may be named so."""
@@ -40,6 +42,7 @@ _JSON_NAMES: Final[dict[type, str]] = {
 }
 
 _decode = msgspec.json.Decoder().decode
+_USUAL_LIMITS: Final = InputLimits()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +64,7 @@ class ParsedMessage:
     """The first five of them with their reason, as ``$.realTimeData[1]: no station id``."""
 
 
-def parse_message(value: bytes | None) -> ParsedMessage:
+def parse_message(value: bytes | None, limits: InputLimits = _USUAL_LIMITS) -> ParsedMessage:
     """Sort one message's records by station.
 
     A message without a station is not poison; it has no ``stations``.
@@ -70,10 +73,11 @@ def parse_message(value: bytes | None) -> ParsedMessage:
       value: The value of the Kafka record; None is a tombstone.
 
     Raises:
-      PoisonMessage: if *value* is not JSON, is nested too deep, or is neither an object nor a list.
+      PoisonMessage: if *value* is not JSON, is beyond one of *limits*, or is neither an object nor a list.
     """
     if value is None:
         return ParsedMessage(tombstone=True)
+    check_size(value, limits)
     try:
         message = _decode(value)
     except RecursionError as error:
@@ -81,10 +85,15 @@ def parse_message(value: bytes | None) -> ParsedMessage:
     except (msgspec.DecodeError, ValueError) as error:  # not UTF-8 is a UnicodeDecodeError
         raise PoisonMessage(f"not JSON: {error}") from error
 
+    # Counting is quick, and few brackets cannot nest deep.
+    if value.count(b"[") + value.count(b"{") > limits.max_depth and _is_deeper(message, limits.max_depth):
+        raise PoisonMessage(f"nested deeper than max_depth={limits.max_depth}")
+
+    most = limits.max_id_chars
     stations: dict[str, list[dict[str, Any]]] = {}
     lists: list[tuple[str | None, list[Any]]]
     if type(message) is dict:
-        if (station_id := _station_id(message)) is not None:
+        if (station_id := _station_id(message, most)) is not None:
             return ParsedMessage(stations={station_id: [message]})
         lists = [(key, elements) for key, elements in message.items() if type(elements) is list]
     elif type(message) is list:
@@ -95,14 +104,15 @@ def parse_message(value: bytes | None) -> ParsedMessage:
     rejected = 0
     places: list[str] = []
     for key, elements in lists:
-        nameless = _collect(elements, stations)
+        nameless = _collect(elements, stations, most)
         rejected += len(nameless)
         named = nameless[: _MAX_PLACES - len(places)]
-        places += [f"{_place(key)}[{index}]: {_reason(elements[index])}" for index in named]
+        places += [f"{_place(key)}[{index}]: {_reason(elements[index], most)}" for index in named]
     if not stations and not rejected and _has_id_key(message):
         # Only now: an envelope's own empty id is no loss when its lists name the stations.
-        rejected, places = 1, [f"$: {_reason(message)}"]
+        rejected, places = 1, [f"$: {_reason(message, most)}"]
 
+    check_count(len(stations), limits)
     for records in stations.values():
         if len(records) > 1:
             records.sort(key=_by_send_time)
@@ -151,11 +161,38 @@ def batch_id(topic: str, partition: int, offset: int, timestamp_ms: int | None) 
     return f"{topic}_{partition}_{offset}_{seconds}"
 
 
-def _collect(elements: list[Any], stations: dict[str, list[dict[str, Any]]]) -> list[int]:
+def check_size(value: bytes, limits: InputLimits) -> None:
+    """Raise PoisonMessage for a message of too many bytes."""
+    if len(value) > limits.max_message_bytes:
+        raise PoisonMessage(f"{len(value)} bytes, more than max_message_bytes={limits.max_message_bytes}")
+
+
+def check_count(stations: int, limits: InputLimits) -> None:
+    """Raise PoisonMessage for a message of too many stations."""
+    if stations > limits.max_stations:
+        raise PoisonMessage(f"{stations} stations, more than max_stations={limits.max_stations}")
+
+
+def _is_deeper(message: Any, limit: int) -> bool:
+    """Whether lists and objects are nested deeper than *limit*.  By levels: it may be as deep as it likes."""
+    level = [message] if type(message) is dict or type(message) is list else []
+    for _ in range(limit):
+        level = [
+            child
+            for container in level
+            for child in (container.values() if type(container) is dict else container)
+            if type(child) is dict or type(child) is list
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _collect(elements: list[Any], stations: dict[str, list[dict[str, Any]]], most: int) -> list[int]:
     """Add the records of *elements* to *stations*; return the indexes of those that should have been records."""
     nameless = []
     for index, element in enumerate(elements):
-        if type(element) is dict and (station_id := _station_id(element)) is not None:
+        if type(element) is dict and (station_id := _station_id(element, most)) is not None:
             stations.setdefault(station_id, []).append(element)
         else:
             nameless.append(index)
@@ -164,11 +201,11 @@ def _collect(elements: list[Any], stations: dict[str, list[dict[str, Any]]]) -> 
     return []
 
 
-def _station_id(record: dict[str, Any]) -> str | None:
+def _station_id(record: dict[str, Any], most: int) -> str | None:
     for key in _ID_KEYS:
         station_id = record.get(key)
         # Not isinstance: a bool is an int, and msgspec makes no subclasses.
-        if type(station_id) is str and station_id:
+        if type(station_id) is str and 0 < len(station_id) <= most:
             return station_id
         if type(station_id) is int:
             return str(station_id)
@@ -191,12 +228,16 @@ def _place(key: str | None) -> str:
     return f"$.{key}" if key.isidentifier() and len(key) <= _MAX_KEY else f"$[{key[:_MAX_KEY]!r}]"
 
 
-def _reason(element: Any) -> str:
+def _reason(element: Any, most: int) -> str:
     """Say why *element*, which has no valid station id, has none."""
     if type(element) is not dict:
         return f"{_JSON_NAMES[type(element)]}, not an object"
     for key in _ID_KEYS:
         if key in element:
             station_id = element[key]
-            return f"{key} is {'an empty string' if station_id == '' else _JSON_NAMES[type(station_id)]}"
+            if type(station_id) is str:
+                why = "an empty string" if not station_id else f"longer than max_id_chars={most}"
+            else:
+                why = _JSON_NAMES[type(station_id)]
+            return f"{key} is {why}"
     return "no station id"

@@ -35,6 +35,8 @@ class AggregatorStatistics:
     """Tries of uploads that failed, whatever came of the list."""
     skipped_uploads: int
     """Lists that were given up and count as up (``on_upload_failure="skip"``)."""
+    dead_lettered: int
+    """Lists that were given up and are dead letters now (``on_upload_failure="dead_letter"``)."""
     stations: Mapping[str, int]
     """Verdict -> stations, over all closed batches."""
     expected: int
@@ -56,6 +58,7 @@ class Totals(Observer):
 
     def __init__(self) -> None:
         self.opened_batches = self.closed_batches = self.uploaded_batches = self.failed_tries = self.skipped = 0
+        self.dead = 0
         self._seconds = 0.0
         self._completed_by: Counter[str] = Counter()
         self._stations: Counter[str] = Counter()
@@ -83,6 +86,9 @@ class Totals(Observer):
     def upload_skipped(self, report: BatchReport) -> None:
         self.skipped += 1
 
+    def dead_lettered(self, report: BatchReport) -> None:
+        self.dead += 1
+
     def snapshot(
         self,
         *,
@@ -107,6 +113,7 @@ class Totals(Observer):
             uploaded=self.uploaded_batches,
             failed_tries=self.failed_tries,
             skipped_uploads=self.skipped,
+            dead_lettered=self.dead,
             stations=dict(self._stations),
             expected=expected,
             late=self._answers[Answer.LATE],

@@ -6,6 +6,7 @@ batches are accepted, so that handing over a list is never a place where a batch
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from ._observer import Observer
     from ._records import BatchReport
 
-OnUploadFailure = Literal["stop", "skip"]
+OnUploadFailure = Literal["stop", "skip", "dead_letter"]
 
 # The same call would fail in the same way: a mistake in the handler, or Kafka's refusal for good.
 _NOT_WORTH_RETRYING: Final = (TypeError, AttributeError, NameError, KafkaError)
@@ -37,8 +38,12 @@ _LONGEST_WAIT_SECONDS: Final = 5.0
 class Sink(Protocol):
     """Where lists go beside the user's handlers; the service's result topic is one."""
 
-    def encode(self, result: dict[str, Any]) -> bytes:
-        """Called when a station answers.  Raises BadResult for what cannot travel: it makes the station ``failed``."""
+    @property
+    def encode(self) -> Callable[[dict[str, Any]], bytes] | None:
+        """Called when a station answers; None if it is not to be.
+
+        Raises BadResult for what cannot travel: it makes the station ``failed``.
+        """
 
     async def send(self, report: BatchReport, encoded: Sequence[bytes]) -> None:
         """Bring a list up, however long it takes.  Raises KafkaError where trying again would not help."""
@@ -75,11 +80,13 @@ class Deliveries:
         batch_upload_handler: Callable[..., Any] | None,
         report_handler: Callable[..., Any] | None,
         sink: Sink | None,
+        dead_letter_handler: Callable[..., Any] | None,
         *,
         upload_timeout: float,
         max_uploads: int,
     ) -> None:
         self._list_handler, self._report_handler, self._sink = batch_upload_handler, report_handler, sink
+        self._dead_letter_handler = dead_letter_handler
         self._upload_timeout = upload_timeout
         # Of our own: the threads of stations that hang must not keep lists from going up.
         self._threads = trio.CapacityLimiter(max_uploads)
@@ -97,7 +104,14 @@ class Deliveries:
             # Last, so that a try that fails before it leaves nothing behind that would be there twice.
             await self._sink.send(upload.report, upload.encoded)
 
-    async def _call(self, handler: Callable[..., Any], upload: Upload, *args: object) -> None:
+    async def bury(self, upload: Upload, error: Exception) -> None:
+        """Hand a list that was given up to whoever takes dead letters.  Once, and however long it takes."""
+        assert self._dead_letter_handler is not None
+        await self._call(self._dead_letter_handler, upload, upload.report, error, seconds=math.inf)
+
+    async def _call(
+        self, handler: Callable[..., Any], upload: Upload, *args: object, seconds: float | None = None
+    ) -> None:
         if not is_async(handler):
             # Waited for, never abandoned: a try that still runs must not be repeated.
             returned = await _guarded(trio.to_thread.run_sync, handler, *args, limiter=self._threads)
@@ -105,7 +119,7 @@ class Deliveries:
                 dispose(returned)
                 raise TypeError(f"{handler!r} is a plain function but returned something to await: make it `async def`")
             return
-        with trio.move_on_after(self._upload_timeout) as patience:
+        with trio.move_on_after(self._upload_timeout if seconds is None else seconds) as patience:
             await _guarded(interruptible, handler, *args)
         if patience.cancelled_caught:
             raise UploadTimedOut(upload.report.batch_id, self._upload_timeout)
@@ -132,7 +146,9 @@ class Uploader:
     Args:
       max_uploads: How many at a time.
       attempts: Tries of one list.
-      on_upload_failure: ``stop`` raises UploadFailed out of :meth:`run`; ``skip`` counts the list as up.
+      on_upload_failure: ``stop`` raises UploadFailed out of :meth:`run`; ``skip`` counts the list as up;
+        ``dead_letter`` does so once *bury* has returned.
+      bury: What it raises gets out of :meth:`run` as it is.
     """
 
     def __init__(
@@ -143,8 +159,9 @@ class Uploader:
         max_uploads: int,
         attempts: int,
         on_upload_failure: OnUploadFailure,
+        bury: Callable[[Upload, Exception], Awaitable[None]],
     ) -> None:
-        self._deliver, self._observer = deliver, observer
+        self._deliver, self._bury, self._observer = deliver, bury, observer
         self._free, self._attempts, self._on_upload_failure = max_uploads, attempts, on_upload_failure
         self._all_begun = trio.lowlevel.ParkingLot()
         self._waiting: deque[Upload] = deque()
@@ -306,7 +323,7 @@ class Uploader:
                         raise first_error
                     await self._try(upload, tries)
         except Exception as error:
-            return self._give_up(upload, tries, error)  # noqa: ASYNC910 - every try is a checkpoint
+            return await self._give_up(upload, tries, error)  # noqa: ASYNC910 - every try is a checkpoint
         finally:
             del first_error  # its traceback knows this frame
         return True
@@ -320,14 +337,24 @@ class Uploader:
             raise
         self._observer.uploaded(upload.report)
 
-    def _give_up(self, upload: Upload, tries: int, error: Exception) -> bool:
+    async def _give_up(self, upload: Upload, tries: int, error: Exception) -> bool:
         """After the last try: whether the list counts as up all the same."""
         if upload.scope.cancel_called:
-            return False  # it was dropped while that try was under way
+            return False  # noqa: ASYNC910 - dropped during its last try, which was a checkpoint
         if self._on_upload_failure == "skip":
             self._observer.upload_skipped(upload.report)
-            return True
+            return True  # noqa: ASYNC910 - the tries were checkpoints
         if self._failed:
-            return False  # one reason is enough, and this one was logged
-        self._failed = True
-        raise UploadFailed(upload.report.batch_id, tries) from error
+            return False  # noqa: ASYNC910 - the tries were checkpoints
+        if self._on_upload_failure == "stop":
+            self._failed = True
+            raise UploadFailed(upload.report.batch_id, tries) from error
+        try:
+            await self._bury(upload, error)
+        except Exception:
+            if self._failed or upload.scope.cancel_called:
+                return False  # noqa: ASYNC910 - the tries were checkpoints
+            self._failed = True
+            raise
+        self._observer.dead_lettered(upload.report)
+        return True  # noqa: ASYNC910 - the tries were checkpoints

@@ -67,6 +67,28 @@ class Watermark:
             self._limit = first + 1
         return True
 
+    def reopen(self, offset: int) -> None:
+        """A finished offset is not done after all.
+
+        Raises:
+          ValueError: if it is not finished, or was committed past.
+        """
+        if self._states.get(offset) != _FINISHED:
+            if offset not in self._passed:
+                raise ValueError(f"offset {offset} is not finished, or was committed")
+            while self._passed and self._passed[-1] >= offset:
+                first = self._passed.pop()
+                self._pending.appendleft(first)
+                self._states[first] = _FINISHED
+                self._behind += 1
+        self._states[offset] = _BEGUN
+        self._behind -= 1
+        self._in_flight += 1
+
+    def is_committed(self, offset: int) -> bool:
+        """Whether a commit past *offset* was acknowledged."""
+        return self._committed is not None and offset < self._committed
+
     def discard(self, offset: int) -> bool:
         """This offset was never begun and will not be.  Says whether it was in flight; where not, nothing changes."""
         if self._states.get(offset) != _BEGUN:

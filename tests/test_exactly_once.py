@@ -1,0 +1,216 @@
+"""Exactly once: a list and the offset of its message are committed together, or neither is."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from broker import Broker, Kafka, read_all
+from confluent_kafka import Producer
+from load import Load, double
+
+import trioagg
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+async def until(condition: Callable[[], bool], seconds: float = 40) -> None:
+    with trio.fail_after(seconds):
+        while not condition():
+            await trio.sleep(0.02)
+
+
+async def all_committed(load: Load, seconds: float = 40) -> None:
+    with trio.fail_after(seconds):
+        # In a thread: it asks a broker that may be waiting for us.
+        while await trio.to_thread.run_sync(load.committed) != load.ends():
+            await trio.sleep(0.2)
+
+
+async def a_moment(station_id: str, module_input: dict) -> dict:
+    await trio.sleep(0.02)
+    return await double(station_id, module_input)
+
+
+class Transactions(Load):
+    def service(self, **settings: object) -> trioagg.AsyncDataAnalysisService:
+        return super().service(**{"delivery": "exactly_once", **settings})
+
+    def once_each(self) -> bool:
+        lists = self.lists()
+        return len(lists) == self.sent and set(lists.values()) == {1}
+
+
+async def test_every_list_is_there_once_and_everything_is_committed(kafka: Kafka) -> None:
+    load = Transactions(kafka.bootstrap, 500)
+    service = load.service()
+    with trio.fail_after(60):
+        async with service.start(double):
+            await until(lambda: service.statistics().uploaded == 500)
+    assert load.once_each()
+    assert load.committed() == load.ends()
+    # Many lists in one transaction: else there would be as many as lists.
+    assert service.statistics().kafka.commits < 100
+    assert service.statistics().kafka.transactional_producers == 2
+
+
+async def test_a_list_that_waits_for_nobody_is_up_soon(kafka: Kafka) -> None:
+    load = Transactions(kafka.bootstrap, 1)
+    service = load.service(transaction_linger=0.02)
+    with trio.fail_after(60):
+        async with service.start(double):
+            await until(lambda: service.statistics().uploaded == 1)
+            load.send(1)
+            with trio.fail_after(3):
+                await until(lambda: service.statistics().uploaded == 2)
+
+
+async def test_the_lists_of_a_partition_have_the_order_of_its_messages(kafka: Kafka) -> None:
+    load = Transactions(kafka.bootstrap, 60)
+
+    async def the_first_is_last(station_id: str, module_input: dict) -> dict:
+        answer = await double(station_id, module_input)
+        await trio.sleep(0.3 if answer["number"] % 10 < 2 else 0)
+        return answer
+
+    service = load.service(upload_order="partition")
+    with trio.fail_after(60):
+        async with service.start(the_first_is_last):
+            await until(lambda: service.statistics().uploaded == 60)
+    offsets: dict[str, list[int]] = {}
+    for result in read_all(kafka.bootstrap, load.results):
+        _, partition, offset, _ = result.key().decode().rsplit("_", 3)
+        offsets.setdefault(partition, []).append(int(offset))
+    # By partition of the result topic too: a key goes to one of them.
+    assert sum(map(len, offsets.values())) == 60
+
+
+async def test_leaving_the_block_in_the_middle_repeats_nothing(kafka: Kafka) -> None:
+    load = Transactions(kafka.bootstrap, 300)
+    for stop_at in (40, 120):
+        service = load.service()
+        with trio.fail_after(60):
+            async with service.start(a_moment):
+                await until(lambda: service.statistics().uploaded >= stop_at)  # noqa: B023 - it ends before the next
+    service = load.service()
+    with trio.fail_after(60):
+        async with service.start(a_moment):
+            await all_committed(load)
+    assert load.once_each()
+
+
+async def test_a_cancelled_service_leaves_nothing_half_done(kafka: Kafka) -> None:
+    load = Transactions(kafka.bootstrap, 300)
+    for stop_at in (20, 60, 100):
+        service = load.service()
+        with trio.move_on_after(60) as scope:
+            async with service.start(a_moment):
+                await until(lambda: service.statistics().uploaded >= stop_at)  # noqa: B023 - it ends before the next
+                scope.cancel()
+                await trio.sleep_forever()
+    service = load.service()
+    with trio.fail_after(60):
+        async with service.start(a_moment):
+            await all_committed(load)
+    assert load.once_each()
+
+
+async def test_members_that_come_and_go_repeat_nothing(kafka: Kafka) -> None:
+    load = Transactions(kafka.bootstrap, 1500, partitions=4)
+
+    async def a_while(station_id: str, module_input: dict) -> dict:
+        await trio.sleep(0.15)
+        return await double(station_id, module_input)
+
+    async def come_and_go(first: float) -> None:
+        await trio.sleep(first)
+        while not done.is_set():
+            async with load.service(max_batches_in_flight=20).start(a_while):
+                with trio.move_on_after(2):
+                    await done.wait()
+
+    done = trio.Event()
+    with trio.fail_after(110):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(come_and_go, 0)
+            nursery.start_soon(come_and_go, 1)
+            async with load.service(max_batches_in_flight=20).start(a_while):
+                await all_committed(load, 100)
+                done.set()
+    assert load.once_each()
+
+
+async def test_a_broker_that_is_killed_and_comes_back_repeats_nothing(
+    own_broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    load = Transactions(own_broker.bootstrap, 400)
+    service = load.service(max_batches_in_flight=20)
+    with trio.fail_after(110):
+        async with service.start(a_moment):
+            for up in (50, 150):
+                await until(lambda: service.statistics().uploaded >= up)  # noqa: B023 - it ends before the next
+                own_broker.kill()
+                await trio.sleep(1)
+                await trio.to_thread.run_sync(own_broker.start)
+            await until(lambda: service.statistics().uploaded == 400, 90)
+    assert load.once_each()
+    assert load.committed() == load.ends()
+
+
+async def test_a_broker_that_does_not_answer_for_longer_than_a_transaction_repeats_nothing(own_broker: Broker) -> None:
+    load = Transactions(own_broker.bootstrap, 300)
+    service = load.service(max_batches_in_flight=20)
+    with trio.fail_after(110):
+        async with service.start(a_moment):
+            await until(lambda: service.statistics().uploaded >= 50)
+            own_broker.freeze()
+            await trio.sleep(7)  # the time of a transaction is 4 s, that of the session 6 s
+            own_broker.thaw()
+            await until(lambda: service.statistics().uploaded == 300, 90)
+    assert load.once_each()
+    assert load.committed() == load.ends()
+
+
+async def test_who_is_fenced_gives_the_partition_up_and_makes_no_producer_before_it_is_assigned_again(
+    kafka: Kafka, caplog: pytest.LogCaptureFixture
+) -> None:
+    load = Transactions(kafka.bootstrap, 20, partitions=1)
+    caplog.set_level(logging.WARNING, "trioagg")
+    service = load.service()
+    with trio.fail_after(90):
+        async with service.start(a_moment):
+            await until(lambda: service.statistics().uploaded == 20)
+            rival = Producer({"bootstrap.servers": kafka.bootstrap, "transactional.id": f"{load.group}/{load.topic}/0"})
+            await trio.to_thread.run_sync(rival.init_transactions, 10.0)
+            load.send(20)
+            # Nobody else is in the group, so the partition comes back, with the next assignment.
+            await until(lambda: service.statistics().kafka.transactional_producers == 2)
+            assert service.statistics().kafka.rebalances == 1
+            await until(lambda: service.statistics().uploaded == 40)
+    assert "belongs to another member now" in caplog.text
+    assert service.statistics().kafka.transactional_producers == 2
+    assert load.once_each()
+    assert load.committed() == load.ends()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"delivery": "exactly_once"}, "needs a result_topic"),
+        ({"delivery": "at_most_once"}, "use 'at_least_once' or 'exactly_once'"),
+        ({"delivery": "exactly_once", "result_topic": "out", "transaction_linger": -1}, "transaction_linger=-1"),
+    ],
+)
+def test_a_wrong_setting_is_named(arguments: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        trioagg.AsyncDataAnalysisService("service", ["in"], **arguments)
+
+
+@pytest.mark.parametrize("handler", ["batch_upload_handler", "report_handler"])
+def test_there_is_no_handler_whose_effects_could_not_be_undone(handler: str) -> None:
+    service = trioagg.AsyncDataAnalysisService("service", ["in"], delivery="exactly_once", result_topic="out")
+    with pytest.raises(ValueError, match="could not be undone"):
+        service.start(double, **{handler: print})

@@ -1,0 +1,296 @@
+"""Exactly once, Kafka to Kafka: what the messages of a partition came to and how far it is done, in one transaction.
+
+One transactional producer for every partition that is ours, named for the group and the partition.  A new owner's
+producer of that name fences the old one: what the old owner had under way is aborted, and nothing that it does later
+counts.  (The client speaks no newer protocol than that of Kafka 0.11; since KIP-447 one producer a member would do.)
+
+``_aio`` marks an asyncio-flavoured function.
+"""
+# flake8: noqa: ASYNC910, ASYNC911, ASYNC913 - asyncio knows no checkpoints
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+import aiokafka
+import aiokafka.errors
+
+from ._errors import Closed
+from ._kafka_connect import RETRY_BACKOFF_SECONDS
+from ._kafka_sink import MAX_MESSAGE_BYTES, MAYBE_GONE, is_refusal, is_topic_gone_aio, refusal
+from ._kafka_tasks import ended_aio, unhurried_aio
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from ._kafka_claims import Claim
+    from ._kafka_connect import Address
+    from ._kafka_sink import Message
+
+logger = logging.getLogger("trioagg")
+
+_BATCH_BYTES: Final = 512 * 1024
+_ROUND_MESSAGES, _ROUND_BYTES = 1000, 4 * 1024 * 1024
+_LONGEST_TRANSACTION_SECONDS: Final = 30.0
+_STOP_SECONDS: Final = 3.0
+# The coordinator answers "the last one is not over yet" to whoever begins anew at once: asked again soon, for that
+# wait is the floor of a transaction's time.
+_BACKOFF_MS: Final = 5
+_FENCED: Final = (aiokafka.errors.ProducerFenced, aiokafka.errors.InvalidProducerEpoch)
+
+
+class Transactor:
+    """The transactions of one claim: outputs are staged, and brought up together with the offset behind them.
+
+    Args:
+      still_member_aio: Asks the group whether it counts us in.  A producer that is made anew by somebody who does not
+        know that he was put out would fence the rightful owner.
+      committed_aio: Asks how far the partition is committed; None where it is not.
+      started: Told of every producer that is made.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        group_id: str,
+        partition: Any,
+        claim: Claim,
+        *,
+        still_member_aio: Callable[[], Awaitable[bool]],
+        committed_aio: Callable[[Any], Awaitable[int | None]],
+        started: Callable[[], None],
+    ) -> None:
+        self._address, self._group_id, self._partition, self._claim = address, group_id, partition, claim
+        self._still_member_aio, self._committed_aio, self._started = still_member_aio, committed_aio, started
+        self._seconds = min(_LONGEST_TRANSACTION_SECONDS, address.settings.session_timeout * 2 / 3)
+        self._staged: dict[int, Sequence[Message]] = {}
+        self._ended = False
+        self._alone: set[int] = set()
+        """Offsets whose outputs were refused together with others': asked for each of them."""
+        self._producer: Any = None
+        self._in_doubt: int | None = None
+        """The offset of a transaction that has ended without our knowing how."""
+        self._base: int | None = None
+        """How far the partition is committed, as far as we know."""
+
+    # Trio's side.
+
+    @property
+    def staged(self) -> int:
+        """Messages of the partition whose outputs are not committed."""
+        return len(self._staged)
+
+    def stage(self, offset: int, outputs: Sequence[Message]) -> None:
+        """These are the outputs of the message at *offset*; its finish must follow.
+
+        Raises:
+          Closed: if the partition is not ours any more.
+        """
+        if self._ended:
+            raise Closed(self._claim.name, "is not ours any more")
+        self._staged[offset] = outputs
+
+    def go_over_to(self, claim: Claim) -> None:
+        """The same assignment goes on as another claim: its offsets begin anew."""
+        self._claim = claim
+
+    # Life.
+
+    async def start_aio(self) -> int | None:
+        """Fence whoever had the partition, then ask how far it is committed: in this order, for it may be moving yet.
+
+        Returns the committed offset; None where there is none, or where the claim has ended meanwhile.
+        """
+        while self._claim.state == "open" and not await self._made_aio():
+            pass
+        if self._claim.state != "open":
+            return None
+        self._base = await self._committed_aio(self._partition)
+        return self._base
+
+    async def end_aio(self) -> None:
+        """Nothing more is brought up.  A transaction that is under way is ended by the next owner's producer."""
+        self._ended = True
+        for outputs in self._staged.values():
+            for message in outputs:
+                message.resolve(Closed(self._claim.name, "is not ours any more"))
+        self._staged.clear()
+        await self._retire_aio()
+
+    async def _retire_aio(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await _stopped_aio(producer)
+
+    async def _made_aio(self) -> bool:
+        await self._retire_aio()
+        address = self._address
+        producer = aiokafka.AIOKafkaProducer(
+            **address.client(address.bootstrap_servers) | {"retry_backoff_ms": _BACKOFF_MS},
+            transactional_id=f"{self._group_id}/{self._partition.topic}/{self._partition.partition}",
+            transaction_timeout_ms=round(self._seconds * 1000),
+            linger_ms=0,
+            max_batch_size=_BATCH_BYTES,
+            max_request_size=MAX_MESSAGE_BYTES,
+        )
+        try:
+            async with asyncio.timeout(self._seconds):
+                await unhurried_aio(producer.start())
+        except (TimeoutError, aiokafka.errors.KafkaError) as error:
+            await _stopped_aio(producer)
+            if is_final(error):
+                raise
+            logger.warning("no transactions for %s yet: %r; trying again", self._claim.name, error)
+            await asyncio.sleep(RETRY_BACKOFF_SECONDS)
+            return False
+        except BaseException:
+            await _stopped_aio(producer)
+            raise
+        self._producer = producer
+        self._started()
+        return True
+
+    # Transactions.
+
+    async def bring_up_aio(self, limit: int) -> bool:
+        """Commit the outputs of the messages below *limit*, and that offset: all of it, or a first part.
+
+        Says whether anything was committed.  Where not, it may be tried again, unless the claim is lost.
+        """
+        if self._claim.lost or (self._in_doubt is not None and not await self._doubt_resolved_aio()):
+            return False
+        if self._base is not None and limit <= self._base:
+            return True  # what was in doubt had been committed
+        offset, outputs = self._take(limit)
+        try:
+            async with asyncio.timeout(self._seconds):
+                failed = await self._transaction_aio(offset, outputs)
+        except _FENCED as error:
+            self._fenced(error)
+            return False
+        except (TimeoutError, AssertionError, aiokafka.errors.KafkaError) as error:
+            # The client's own states are assertions: after a fatal error it refuses to go on with one.
+            if is_final(error):
+                raise
+            self._in_doubt = offset
+            logger.warning("a transaction of %s failed, trying again: %r", self._claim.name, error)
+            await asyncio.sleep(RETRY_BACKOFF_SECONDS)
+            return False
+        if failed:
+            # After a refusal the sequence numbers of a producer are out of step: the next one ends its transaction.
+            self._in_doubt = offset
+            await self._refused_aio(failed)
+            return False
+        self._base = offset
+        self._settle(offset)
+        return True
+
+    def _take(self, limit: int) -> tuple[int, list[Message]]:
+        """The outputs of one transaction, in the order of their messages, and the offset behind these."""
+        taken: list[Message] = []
+        size = 0
+        for count, offset in enumerate(sorted(staged for staged in self._staged if staged < limit)):
+            single = offset in self._alone
+            if count and (single or len(taken) >= _ROUND_MESSAGES or size >= _ROUND_BYTES):
+                return offset, taken
+            taken += self._staged[offset]
+            size += sum(message.size for message in self._staged[offset])
+            if single:
+                return offset + 1, taken
+        return limit, taken
+
+    async def _transaction_aio(
+        self, offset: int, outputs: Sequence[Message]
+    ) -> list[tuple[Message, aiokafka.errors.KafkaError]]:
+        producer = self._producer
+        await producer.begin_transaction()
+        sent = [
+            (message, await producer.send(message.topic, message.value, key=message.key, headers=message.headers))
+            for message in outputs
+        ]
+        await producer.flush()
+        # Looked at one by one: the client would commit the transaction without what was refused.
+        failed = [(message, future.exception()) for message, future in sent if future.exception() is not None]
+        if failed:
+            if any(isinstance(error, _FENCED) for _, error in failed):
+                raise aiokafka.errors.ProducerFenced
+            return failed
+        await producer.send_offsets_to_transaction({self._partition: offset}, self._group_id)
+        if self._claim.lost or self._claim.state == "closed":
+            raise aiokafka.errors.IllegalStateError("the partition was taken away")
+        await producer.commit_transaction()
+        return []
+
+    def _settle(self, limit: int) -> None:
+        self._claim.watermark.committed(limit)
+        for offset in [staged for staged in self._staged if staged < limit]:
+            self._alone.discard(offset)
+            for message in self._staged.pop(offset):
+                message.resolve()
+
+    async def _doubt_resolved_aio(self) -> bool:
+        """Find out what became of a transaction: a new producer ends the old one's, in the one way or the other."""
+        if not await self._still_member_aio() or self._claim.state == "closed":
+            return False
+        if not await self._made_aio():
+            return False
+        before, self._base = self._base, await self._committed_aio(self._partition)
+        if self._base is not None and self._base == self._in_doubt:
+            self._settle(self._base)
+        elif self._base != before:
+            self._fenced(aiokafka.errors.ProducerFenced("somebody else has committed"))
+            return False
+        self._in_doubt = None
+        return True
+
+    async def _refused_aio(self, failed: Sequence[tuple[Message, aiokafka.errors.KafkaError]]) -> None:
+        """Kafka takes some of the outputs for nothing in the world, or does not now."""
+        errors = {id(message): error for message, error in failed}
+        of_whom = {
+            offset: next((m for m in outputs if id(m) in errors), None) for offset, outputs in self._staged.items()
+        }
+        refused = {offset: message for offset, message in of_whom.items() if message is not None}
+        for offset, message in refused.items():
+            error = errors[id(message)]
+            if isinstance(error, MAYBE_GONE) and await is_topic_gone_aio(self._address, message.topic):
+                gone = aiokafka.errors.UnknownTopicOrPartitionError
+                self._unstage(offset, message, self._address.no_topic(message.topic, gone))
+            elif not is_refusal(error):
+                logger.warning("outputs to %s: sending again after %r", message.topic, error)
+                await asyncio.sleep(RETRY_BACKOFF_SECONDS)
+                return
+            elif len(refused) == 1:
+                self._unstage(offset, message, refusal(self._address, message, error))
+            else:
+                self._alone.add(offset)
+
+    def _unstage(self, offset: int, message: Message, error: Any) -> None:
+        outputs = self._staged.pop(offset, ())
+        self._alone.discard(offset)
+        self._claim.watermark.reopen(offset)
+        for output in outputs:
+            output.resolve(error)
+
+    def _fenced(self, error: Exception) -> None:
+        # Never a new producer now: it would fence the rightful owner in turn.  Only an assignment makes one.
+        self._claim.lost = True
+        logger.warning("%s belongs to another member now: %r", self._claim.name, error)
+
+
+def is_final(error: BaseException) -> bool:
+    """Whether Kafka will not let us have transactions at all."""
+    return isinstance(
+        error,
+        aiokafka.errors.TransactionalIdAuthorizationFailed
+        | aiokafka.errors.GroupAuthorizationFailedError
+        | aiokafka.errors.UnsupportedVersionError
+        | aiokafka.errors.IncompatibleBrokerVersion,
+    )
+
+
+async def _stopped_aio(producer: Any) -> None:
+    """Stop a producer; with something unacknowledged and no broker it would wait for ever."""
+    if not await ended_aio(asyncio.create_task(producer.stop()), _STOP_SECONDS):
+        await ended_aio(asyncio.create_task(producer.client.close()), _STOP_SECONDS)
