@@ -1,4 +1,4 @@
-"""A real Apache Kafka for the tests: one KRaft node on Java, from Maven's jars.  It knows nothing of trioagg.
+"""A real Apache Kafka for the tests: one KRaft node or three, on Java, from Maven's jars.  It knows nothing of trioagg.
 
 Everything here is synchronous and bounded.  A test on Trio calls the quick parts as they are and
 `restart` through `trio.to_thread.run_sync`.  The second half asks a broker questions with librdkafka, a
@@ -15,15 +15,17 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
@@ -50,32 +52,40 @@ WHAT_TO_INSTALL = (
     "or TRIOAGG_TEST_BOOTSTRAP=host:port of a broker of yours"
 )
 
-SERVER_PROPERTIES = """\
-process.roles=broker,controller
-node.id=1
-controller.quorum.bootstrap.servers=127.0.0.1:{controller}
-listeners=PLAINTEXT://127.0.0.1:{plain},SASL_PLAINTEXT://127.0.0.1:{sasl},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{plain},SASL_PLAINTEXT://127.0.0.1:{sasl}
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT
-inter.broker.listener.name=PLAINTEXT
-controller.listener.names=CONTROLLER
-listener.name.sasl_plaintext.sasl.enabled.mechanisms=PLAIN
-listener.name.sasl_plaintext.plain.sasl.jaas.config=\
-org.apache.kafka.common.security.plain.PlainLoginModule required user_{user}="{password}";
-log.dirs={data}
-offsets.topic.replication.factor=1
-offsets.topic.num.partitions=4
-transaction.state.log.replication.factor=1
-transaction.state.log.num.partitions=4
-transaction.state.log.min.isr=1
-share.coordinator.state.topic.replication.factor=1
-share.coordinator.state.topic.min.isr=1
-group.initial.rebalance.delay.ms=0
-group.min.session.timeout.ms=1000
-broker.session.timeout.ms=2000
-broker.heartbeat.interval.ms=500
-auto.create.topics.enable=false
-"""
+LISTENERS = {"PLAINTEXT": "PLAINTEXT", "SASL_PLAINTEXT": "SASL_PLAINTEXT"}
+"""What every broker listens with, beside CONTROLLER: the name and the protocol."""
+
+SERVER_PROPERTIES = {
+    "process.roles": "broker,controller",
+    "inter.broker.listener.name": "PLAINTEXT",
+    "controller.listener.names": "CONTROLLER",
+    "listener.name.sasl_plaintext.sasl.enabled.mechanisms": "PLAIN",
+    "listener.name.sasl_plaintext.plain.sasl.jaas.config": (
+        f'org.apache.kafka.common.security.plain.PlainLoginModule required user_{USER}="{PASSWORD}";'
+    ),
+    "offsets.topic.replication.factor": "1",
+    "offsets.topic.num.partitions": "4",
+    "transaction.state.log.replication.factor": "1",
+    "transaction.state.log.num.partitions": "4",
+    "transaction.state.log.min.isr": "1",
+    "share.coordinator.state.topic.replication.factor": "1",
+    "share.coordinator.state.topic.min.isr": "1",
+    "group.initial.rebalance.delay.ms": "0",
+    "group.min.session.timeout.ms": "1000",
+    "broker.session.timeout.ms": "2000",
+    "broker.heartbeat.interval.ms": "500",
+    "auto.create.topics.enable": "false",
+}
+REPLICATED = {
+    "default.replication.factor": "3",
+    "min.insync.replicas": "2",
+    "offsets.topic.replication.factor": "3",
+    "transaction.state.log.replication.factor": "3",
+    "transaction.state.log.min.isr": "2",
+    "share.coordinator.state.topic.replication.factor": "3",
+    "share.coordinator.state.topic.min.isr": "2",
+}
+"""What is different in a `Cluster`."""
 
 LOG4J2_XML = """\
 <Configuration status="warn">
@@ -183,12 +193,17 @@ def _download(maven: str, into: Path, say: Callable[[str], None], seconds: float
     say(f"Kafka {KAFKA_VERSION}: {len(list(into.iterdir()))} jars after {time.monotonic() - started:.0f} s")
 
 
+_given: set[int] = set()
+
+
 def _free_ports(count: int) -> list[int]:
     # Below the range from which outgoing connections take their ports: while a killed broker is away, a client that
     # dials its address over and over would one day be given that very port, connect to itself, and keep it.
     sockets: list[socket.socket] = []
     try:
         for port in random.SystemRandom().sample(range(15_000, 32_000), 1000):
+            if port in _given:  # to a broker that is away just now, or about to start
+                continue
             taker = socket.socket()
             sockets.append(taker)
             try:
@@ -197,11 +212,33 @@ def _free_ports(count: int) -> list[int]:
                 sockets.remove(taker)
                 taker.close()
             if len(sockets) == count:
-                return [taker.getsockname()[1] for taker in sockets]
+                ports = [taker.getsockname()[1] for taker in sockets]
+                _given.update(ports)
+                return ports
     finally:
         for taker in sockets:
             taker.close()
     raise BrokerFailed("no free ports on 127.0.0.1")
+
+
+def _new_id() -> str:
+    # The zero byte: an id must not begin with a dash.
+    return base64.urlsafe_b64encode(b"\0" + os.urandom(15)).rstrip(b"=").decode()
+
+
+class Quorum:
+    """What the nodes of one cluster agree upon before the first of them starts."""
+
+    def __init__(self, node_ids: Iterable[int] = (1,)) -> None:
+        nodes = list(node_ids)
+        self.ports = dict(zip(nodes, _free_ports(len(nodes)), strict=True))
+        """Where each node's controller listens."""
+        voters = ",".join(f"{node}@127.0.0.1:{port}:{_new_id()}" for node, port in self.ports.items())
+        self.format_options = ["-t", _new_id(), "--initial-controllers", voters]
+
+    @property
+    def bootstrap(self) -> str:
+        return ",".join(f"127.0.0.1:{port}" for port in self.ports.values())
 
 
 class Broker:
@@ -210,25 +247,53 @@ class Broker:
     Args:
       jars: what `kafka_jars` returned.
       settings: lines of server.properties in addition to, or instead of, ours.
+      listeners: in addition to ours, the name and the protocol; `address` tells where they are.
+      format_options: for the tool that makes the data directory.
+      quorum, node_id: the cluster and who of it this is; by default it is alone.
+      heap_megabytes: at most so much of Java's heap.
 
     As a context manager it starts at the top; at the end the process is killed and the data removed.
     """
 
-    def __init__(self, jars: Path | None = None, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        jars: Path | None = None,
+        settings: Mapping[str, str] | None = None,
+        *,
+        listeners: Mapping[str, str] | None = None,
+        format_options: Iterable[str] = (),
+        quorum: Quorum | None = None,
+        node_id: int = 1,
+        heap_megabytes: int = 512,
+    ) -> None:
         self._jars = jars or kafka_jars()
         self._home = Path(tempfile.mkdtemp(prefix="trioagg-kafka-"))
         atexit.register(self.close)
         self._log = self._home / "broker.log"
         self._process: subprocess.Popen[bytes] | None = None
-        plain, sasl, controller = _free_ports(3)
-        self.bootstrap = f"127.0.0.1:{plain}"
-        self.sasl_bootstrap = f"127.0.0.1:{sasl}"
+        self._heap = f"-Xmx{heap_megabytes}m"
+        self.node_id = node_id
+        quorum = quorum or Quorum()
+        self._format_options = [*quorum.format_options, *format_options]
+        protocols = {**LISTENERS, **(listeners or {})}
+        self._ports = dict(zip(protocols, _free_ports(len(protocols)), strict=True))
+        self.bootstrap = self.address("PLAINTEXT")
+        self.sasl_bootstrap = self.address("SASL_PLAINTEXT")
+        protocols["CONTROLLER"] = "PLAINTEXT"
+        self._ports["CONTROLLER"] = quorum.ports[node_id]
+        everywhere = ",".join(f"{name}://{self.address(name)}" for name in protocols)
+        properties = {
+            **SERVER_PROPERTIES,
+            "node.id": str(node_id),
+            "controller.quorum.bootstrap.servers": quorum.bootstrap,
+            "listeners": everywhere,
+            "advertised.listeners": everywhere,
+            "listener.security.protocol.map": ",".join(f"{name}:{protocol}" for name, protocol in protocols.items()),
+            "log.dirs": str(self._home / "data"),
+            **(settings or {}),
+        }
         self._properties = self._home / "server.properties"
-        text = SERVER_PROPERTIES.format(
-            plain=plain, sasl=sasl, controller=controller, user=USER, password=PASSWORD, data=self._home / "data"
-        )
-        # Of a key that is there twice, the last one counts.
-        self._properties.write_text(text + "".join(f"{key}={value}\n" for key, value in (settings or {}).items()))
+        self._properties.write_text("".join(f"{key}={value}\n" for key, value in properties.items()))
         (self._home / "log4j2.xml").write_text(LOG4J2_XML)
 
     def __enter__(self) -> Broker:
@@ -247,12 +312,16 @@ class Broker:
         """The process, or None while there is none."""
         return self._process.pid if self._process is not None else None
 
+    def address(self, listener: str) -> str:
+        """Where that listener is: host:port."""
+        return f"127.0.0.1:{self._ports[listener]}"
+
     def start(self) -> None:
         """Start on the data of the last time, or on none; return when the broker answers."""
         assert self._process is None, "it runs already"
         if not (self._home / "data").exists():
             self._format()
-        command = [*self._java("-Xmx512m"), "kafka.Kafka", str(self._properties)]
+        command = [*self._java(self._heap), "kafka.Kafka", str(self._properties)]
         if sys.platform == "linux":
             command = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, *command]
         with self._log.open("ab") as log:
@@ -267,7 +336,7 @@ class Broker:
             ).result()
         self.wait_ready()
 
-    def wait_ready(self, seconds: float = 60) -> None:
+    def wait_ready(self, seconds: float = 120) -> None:
         """Wait until the broker answers on its port and counts itself as alive.
 
         Raises:
@@ -325,10 +394,8 @@ class Broker:
         return ["java", *options, "-XX:TieredStopAtLevel=1", log4j2, "-cp", f"{self._jars}/*"]
 
     def _format(self) -> None:
-        # The zero byte: an id must not begin with a dash.
-        cluster_id = base64.urlsafe_b64encode(b"\0" + os.urandom(15)).rstrip(b"=").decode()
-        command = [*self._java(), "kafka.tools.StorageTool", "format", "--standalone"]
-        command += ["-t", cluster_id, "-c", str(self._properties)]
+        command = [*self._java(), "kafka.tools.StorageTool", "format", "-c", str(self._properties)]
+        command += self._format_options
         said = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60, check=False
         )
@@ -340,7 +407,7 @@ class Broker:
         try:
             # First a bare connection: librdkafka backs off for long after a refused one.
             socket.create_connection((host, int(port)), timeout=1).close()
-            return bool(_admin(self.bootstrap).list_topics(timeout=2).brokers)
+            return self.node_id in _admin(self.bootstrap).list_topics(timeout=2).brokers
         except (OSError, KafkaException):
             return False
 
@@ -351,6 +418,94 @@ class Broker:
             self._process = None
 
 
+class Cluster:
+    """Three brokers, each a controller too: topics of three replicas, of which two must have what is acknowledged.
+
+    As a context manager it starts at the top, about ten seconds; at the end all is killed and removed.
+
+    Args:
+      jars: what `kafka_jars` returned.
+      settings: lines of every server.properties in addition to, or instead of, ours.
+    """
+
+    def __init__(self, jars: Path | None = None, settings: Mapping[str, str] | None = None) -> None:
+        quorum = Quorum([1, 2, 3])
+        settings = {**REPLICATED, **(settings or {})}
+        self.brokers = [
+            Broker(jars, settings, quorum=quorum, node_id=node_id, heap_megabytes=256) for node_id in quorum.ports
+        ]
+        self.bootstrap = ",".join(broker.bootstrap for broker in self.brokers)
+
+    def __enter__(self) -> Cluster:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def broker(self, node_id: int) -> Broker:
+        return next(broker for broker in self.brokers if broker.node_id == node_id)
+
+    def start(self) -> None:
+        """Start all that do not run, at once: alone, none of them would answer.  Return when each knows all three."""
+        away = [broker for broker in self.brokers if broker.pid is None]
+        with ThreadPoolExecutor(len(self.brokers)) as threads:
+            for started in [threads.submit(broker.start) for broker in away]:
+                started.result()
+        self.wait_complete()
+
+    def wait_complete(self, seconds: float = 60) -> None:
+        """Wait until every broker counts all of them as alive, and every partition has all its replicas in sync."""
+
+        def is_complete() -> bool:
+            try:
+                seen = [_admin(broker.bootstrap).list_topics(timeout=5) for broker in self.brokers]
+            except KafkaException:
+                return False
+            everywhere = all(len(found.brokers) == len(self.brokers) for found in seen)
+            topics = [topic for found in seen for topic in found.topics.values()]
+            partitions = [partition for topic in topics for partition in topic.partitions.values()]
+            return everywhere and all(len(part.isrs) == len(part.replicas) for part in partitions)
+
+        _poll(is_complete, "all brokers are alive and in sync", seconds)
+
+    def leader_of(self, topic: str, partition: int, seconds: float = 30) -> int:
+        """The node that leads the partition, as far as the others know; waited for while there is none."""
+        admin, leader = _admin(self.bootstrap), -1
+
+        def is_known() -> bool:
+            nonlocal leader
+            with suppress(KafkaException):
+                leader = admin.list_topics(topic, timeout=5).topics[topic].partitions[partition].leader
+            return leader >= 0
+
+        _poll(is_known, f"{topic}/{partition} has a leader", seconds)
+        return leader
+
+    def coordinator_of(self, group: str, seconds: float = 30) -> int:
+        """The node that coordinates the group, which need not exist yet; waited for until all who answer agree."""
+        found: set[int] = set()
+
+        def is_known() -> bool:
+            found.clear()
+            for broker in self.brokers:
+                with suppress(OSError):  # it is away, or frozen
+                    found.add(_find_coordinator(broker.bootstrap, group))
+            return len(found) == 1 and -1 not in found
+
+        _poll(is_known, f"group {group} has a coordinator", seconds)
+        return found.pop()
+
+    def close(self) -> None:
+        """Kill all and remove their data.  Does nothing the second time."""
+        for broker in self.brokers:
+            broker.close()
+
+
 @dataclass(frozen=True, slots=True)
 class Kafka:
     """The broker that the tests share: use `unique` names, and never kill it."""
@@ -358,6 +513,30 @@ class Kafka:
     bootstrap: str
     broker: Broker | None
     """None if it is not ours but the one of TRIOAGG_TEST_BOOTSTRAP."""
+
+
+def _find_coordinator(bootstrap: str, group: str, seconds: float = 1) -> int:
+    """What one broker says; -1 if it knows of none yet."""
+    # By hand, in version 1 of the request: when its time is over for describe_consumer_groups(), which would tell it
+    # too, librdkafka can abort the process.
+    host, port = bootstrap.split(":")
+    client, key = b"trioagg-tests", group.encode()
+    request = struct.pack(f">hhih{len(client)}sh{len(key)}sb", 10, 1, 0, len(client), client, len(key), key, 0)
+    with socket.create_connection((host, int(port)), seconds) as connection:
+        connection.sendall(struct.pack(">i", len(request)) + request)
+        with connection.makefile("rb") as answer:
+            (size,) = struct.unpack(">i", _exactly(answer, 4))
+            content = _exactly(answer, size)
+    _correlation, _throttled, error, message_size = struct.unpack_from(">iihh", content)
+    (node_id,) = struct.unpack_from(">i", content, 12 + max(0, message_size))
+    return int(node_id) if error == 0 else -1
+
+
+def _exactly(stream: BinaryIO, size: int) -> bytes:
+    data = stream.read(size)
+    if len(data) < size:
+        raise ConnectionError("closed in the middle of an answer")
+    return data
 
 
 def _admin(bootstrap: str) -> AdminClient:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import pytest
 from broker import (
     PASSWORD,
     USER,
     Broker,
+    Cluster,
     Kafka,
     committed,
     create_topic,
@@ -20,6 +22,10 @@ from broker import (
 )
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 
 def test_what_was_produced_is_read_back_with_key_headers_and_place(kafka: Kafka) -> None:
@@ -81,6 +87,39 @@ def test_data_and_ports_outlive_a_kill(own_broker: Broker) -> None:
     assert own_broker.bootstrap == bootstrap
     produce(bootstrap, topic, [b"after"])
     assert [message.value() for message in read_all(bootstrap, topic)] == [b"before", b"after"]
+
+
+def wait_until_other(node_id: Callable[[], int], than: int, seconds: float = 60) -> int:
+    deadline = time.monotonic() + seconds
+    while (found := node_id()) == than:
+        assert time.monotonic() < deadline, f"after {seconds:g} s it is still node {than}"
+        time.sleep(0.1)
+    return found
+
+
+def test_of_three_brokers_any_one_may_be_away(jars: Path) -> None:
+    group = unique("group")
+    with Cluster(jars) as cluster:
+        topic = create_topic(cluster.bootstrap, unique("replicated"), partitions=3, replicas=3)
+        sent = [(None, b"%d" % number, number) for number in range(3)]
+        produce(cluster.bootstrap, topic, sent)
+        assert {cluster.leader_of(topic, number) for number in range(3)} <= {1, 2, 3}
+
+        killed = cluster.leader_of(topic, 0)
+        cluster.broker(killed).kill()
+        wait_until_other(lambda: cluster.leader_of(topic, 0), killed)
+        produce(cluster.bootstrap, topic, sent)
+        cluster.start()
+        assert cluster.broker(killed).pid is not None
+
+        frozen = cluster.coordinator_of(group)
+        cluster.broker(frozen).freeze()
+        wait_until_other(lambda: cluster.coordinator_of(group), frozen)
+        cluster.broker(frozen).thaw()
+        cluster.wait_complete()
+        assert [message.value() for message in read_all(cluster.bootstrap, topic)] == [b"0"] * 2 + [b"1"] * 2 + [
+            b"2"
+        ] * 2
 
 
 def test_the_wrong_password_is_refused(kafka: Kafka) -> None:

@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-MAX_FINISHED = 100_000
-"""Offsets in one text: a set of about 10 MB."""
-MAX_BODY_BYTES = 65_536
-"""Of one text after inflation: a bitset of half a million offsets, or 32,768 runs."""
+MAX_FINISHED = 50_000
+"""Offsets in one text: a set of about 5 MB."""
+MAX_BODY_BYTES = 32_768
+"""Of one text after inflation: a bitset over a quarter of a million offsets, or 16,384 runs."""
 
 _MAX_OFFSET = 2**63 - 1
 _PREFIX = "trioagg1:"
@@ -80,15 +80,15 @@ def encode_finished(base: int, finished: Iterable[int], *, limit: int = 4096) ->
     if not bodies:
         return None
     kind, payload = min(bodies.items(), key=lambda body: len(body[0]) + len(body[1]))
-    text = binascii.b2a_base64(_checksum(base, kind, payload) + payload, newline=False).decode("ascii")
-    text = f"{_PREFIX}{kind}:{text}"
+    text = f"{_PREFIX}{kind}:{_base64(_checksum(base, kind, payload) + payload)}"
     return text if len(text) <= limit else None
 
 
 def decode_finished(base: int, metadata: str) -> frozenset[int]:
     """The offsets that *metadata*, committed together with *base*, says are finished; none for "".
 
-    However the text came about, at most `MAX_FINISHED` offsets and `MAX_BODY_BYTES` of it inflated are held.
+    However the text came about, it makes at most `MAX_FINISHED` offsets out of at most `MAX_BODY_BYTES`: under 10 MB,
+    what is needed in between included.
 
     Raises:
       UnreadableMetadata: if it is not a text of `encode_finished` for this *base*.
@@ -99,10 +99,12 @@ def decode_finished(base: int, metadata: str) -> frozenset[int]:
         raise UnreadableMetadata(base, f"{metadata[:20]!a} is not how ours begins")
     kind, _, encoded = metadata[len(_PREFIX) :].partition(":")
     try:
-        # Strict, or foreign characters would be passed over.
-        decoded = binascii.a2b_base64(encoded, strict_mode=True)
-    except ValueError as error:
+        decoded = binascii.a2b_base64(encoded)
+    except ValueError as error:  # foreign characters outside of ASCII, or a wrong length
         raise UnreadableMetadata(base, f"it is not base64 ({error})") from None
+    # The decoder passes over foreign characters, and in its strict mode too over padding that is too much.
+    if _base64(decoded) != encoded:
+        raise UnreadableMetadata(base, "it is not base64 as we write it")
     checksum, payload = decoded[:_CRC_BYTES], decoded[_CRC_BYTES:]
     if checksum != _checksum(base, kind, payload):
         raise UnreadableMetadata(base, "the checksum differs; it is damaged, or was committed with another offset")
@@ -116,6 +118,10 @@ def decode_finished(base: int, metadata: str) -> frozenset[int]:
     except (ValueError, zlib.error) as error:
         raise UnreadableMetadata(base, str(error)) from None
     raise UnreadableMetadata(base, f"there is no kind {kind[:20]!a}")
+
+
+def _base64(content: bytes) -> str:
+    return binascii.b2a_base64(content, newline=False).decode("ascii")
 
 
 def _checksum(base: int, kind: str, payload: bytes) -> bytes:

@@ -41,6 +41,8 @@ class KafkaStatistics:
     lag: Mapping[tuple[str, int], int | None]
     """Records between our position and the end of the partition, as the last fetch saw it; None before the first."""
     records_delivered: int
+    already_done: int
+    """Messages that were not handed out again: the commit that we began with says that they are up."""
     commits: int
     """Acknowledged commit requests, or transactions."""
     rebalances: int
@@ -157,6 +159,7 @@ class Kafka:
                 for partition, claim in group.claims.items()
             },
             records_delivered=source.delivered,
+            already_done=source.already_done,
             commits=group.commits,
             rebalances=group.rebalances,
             late_finishes=group.late,

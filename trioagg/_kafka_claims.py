@@ -26,7 +26,10 @@ class Transactor(Protocol):
 class Claim:
     """One assignment of one partition: open, then revoking, then closed.  The same partition comes back as another."""
 
-    __slots__ = ("lost", "partition", "position", "starting", "state", "topic", "transactor", "watermark")
+    __slots__ = (
+        *("done_before", "lost", "narrow", "partition", "position", "starting", "state"),
+        *("told", "topic", "transactor", "watermark"),
+    )
 
     def __init__(self, topic: str, partition: int) -> None:
         self.topic, self.partition = topic, partition
@@ -38,6 +41,12 @@ class Claim:
         """The offset where it begins is being looked for."""
         self.lost = False
         """Somebody else may have the partition: nothing is committed any more."""
+        self.done_before: frozenset[int] = frozenset()
+        """Offsets that are still to come and need not be done again: the last commit says so."""
+        self.told: tuple[int, ...] = ()
+        """Finished offsets beyond the committed one that the last acknowledged commit tells of."""
+        self.narrow = False
+        """A commit cannot tell of all of these any more: no more is fetched for now."""
         self.transactor: Transactor | None = None
         """Where outputs and offsets are committed together."""
 

@@ -257,7 +257,8 @@ async def _try_hosts_aio(address: Address, topics: Collection[str], deadline: fl
         try:
             async with _connection_aio(address, host, port, deadline, len(hosts) - index) as connection:
                 answer = await connection.send(MetadataRequest(list(topics), allow_auto_topic_creation=False))
-        except (OSError, EOFError, aiokafka.errors.KafkaError) as error:
+        except (OSError, EOFError, ValueError, aiokafka.errors.KafkaError) as error:
+            # A ValueError is SCRAM's, of a server that cannot prove that it knows the password.
             reasons.append(address.explain(error, spelled(host, port)))
             continue
         brokers = [(broker[1], broker[2]) for broker in answer.brokers]

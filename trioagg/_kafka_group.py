@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import aiokafka.errors
@@ -17,12 +18,13 @@ import trio
 from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.protocol.group import LeaveGroupRequest
 
+from ._finished_offsets import UnreadableMetadata, decode_finished, encode_finished
 from ._kafka_claims import Claim
 from ._kafka_connect import RETRY_BACKOFF_SECONDS
 from ._kafka_tasks import ended_aio, set_aio
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Mapping
 
     from ._kafka_claims import Record
 
@@ -31,6 +33,16 @@ logger = logging.getLogger("trioagg")
 _REVOKE_COMMIT_SECONDS: Final = 10.0
 REVOKE_RESERVE_SECONDS: Final = _REVOKE_COMMIT_SECONDS + 5.0
 """What the group must wait for us in a rebalance, beside the time for the batches themselves."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    """What a claim has to say to a commit."""
+
+    claim: Claim
+    offset: int
+    beyond: tuple[int, ...] = ()
+    metadata: str = ""
 
 
 class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
@@ -43,7 +55,7 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
       dropped: Told of the claims that ended with messages in flight.
       discard_waiting: Discards the messages that nobody has taken yet.
       changed: Told when more or less may be fetched than before.
-      claimed: Told of every claim as it begins.
+      claimed: Told of the claims of an assignment as it begins.
       fail: Told of an error that ends everything: the client would log it and go on.
     """
 
@@ -57,7 +69,7 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         dropped: Callable[[Collection[Claim]], None],
         discard_waiting: Callable[[], None],
         changed: Callable[[], None],
-        claimed: Callable[[Any, Claim], None],
+        claimed: Callable[[Mapping[Any, Claim]], None],
         fail: Callable[[BaseException], None],
     ) -> None:
         self.group_id = group_id
@@ -150,8 +162,8 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         if not await self._take_turn_aio(seconds):
             return False
         try:
-            while sent := await self._committables_aio():
-                if all(claim.transactor is None for claim, _ in sent.values()):
+            while sent := await self._offers_aio():
+                if not any(offer.claim.transactor for offer in sent.values()):
                     return await self._send_commit_aio(sent, seconds)
                 if not await self._transact_aio(sent, seconds):
                     return False
@@ -159,13 +171,36 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         finally:
             self._commit_lock.release()
 
-    async def _committables_aio(self) -> dict[Any, tuple[Claim, int]]:
-        found: dict[Any, tuple[Claim, int]] = {}
+    async def _offers_aio(self) -> dict[Any, _Offer]:
+        found: dict[Any, _Offer] = {}
         for partition, claim in list(self.claims.items()):
             offset = await self._committable_aio(partition, claim)
+            if claim.transactor is not None:
+                if offset is not None:
+                    found[partition] = _Offer(claim, offset)
+                continue
+            # With nothing new below, what is finished beyond may still be worth a commit: after a crash, all of it
+            # would be done again.
+            beyond = claim.watermark.beyond
+            if offset is None and beyond and beyond != claim.told and self._may_commit(claim):
+                offset = claim.watermark.base
             if offset is not None:
-                found[partition] = (claim, offset)
+                found[partition] = _Offer(claim, offset, beyond, self._metadata(claim, offset, beyond))
         return found
+
+    def _metadata(self, claim: Claim, offset: int, beyond: tuple[int, ...]) -> str:
+        text = encode_finished(offset, beyond)
+        if claim.narrow is not (text is None):
+            claim.narrow = text is None
+            self._changed()
+        # What does not fit is done again if it comes to that.
+        while text is None:
+            beyond = beyond[: len(beyond) // 2]
+            text = encode_finished(offset, beyond)
+        return text
+
+    def _may_commit(self, claim: Claim) -> bool:
+        return not (claim.state == "closed" or claim.lost or claim.starting)
 
     async def _take_turn_aio(self, seconds: float | None) -> bool:
         try:
@@ -177,9 +212,9 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
             return False
         return True
 
-    async def _send_commit_aio(self, sent: dict[Any, tuple[Claim, int]], seconds: float | None) -> bool:
+    async def _send_commit_aio(self, sent: dict[Any, _Offer], seconds: float | None) -> bool:
         # In a task of its own: a commit that is cancelled with us runs on, and its error would be nobody's.
-        offsets = {partition: offset for partition, (_, offset) in sent.items()}
+        offsets = {partition: (offer.offset, offer.metadata) for partition, offer in sent.items()}
         self._commit = task = asyncio.create_task(self.consumer.commit(offsets), name="trioagg commit")
         try:
             await asyncio.wait({task}, timeout=seconds)
@@ -192,14 +227,15 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         error = task.exception()
         if error is None:
             self.commits += 1
-            for claim, offset in sent.values():
-                claim.watermark.committed(offset)
+            for offer in sent.values():
+                offer.claim.watermark.committed(offer.offset)
+                offer.claim.told = offer.beyond
             self._changed()
             return True
         if isinstance(error, aiokafka.errors.CommitFailedError):
             # Trying again brings nothing: only an assignment makes us a member again.
-            for claim, _ in sent.values():
-                claim.lost = True
+            for offer in sent.values():
+                offer.claim.lost = True
             logger.warning("group %s went on without this member: %r", self.group_id, error.__cause__ or error)
         elif isinstance(error, aiokafka.errors.IllegalStateError) or getattr(error, "retriable", False):
             logger.warning("commit failed, trying again in %g s: %r", self._commit_interval, error)
@@ -207,12 +243,14 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
             raise error
         return False
 
-    async def _transact_aio(self, sent: dict[Any, tuple[Claim, int]], seconds: float | None) -> bool:
+    async def _transact_aio(self, sent: dict[Any, _Offer], seconds: float | None) -> bool:
         """Commit what every claim has to say, outputs and offset in one transaction for each."""
         under_way = {
-            asyncio.create_task(claim.transactor.bring_up_aio(offset), name=f"trioagg transaction {claim.name}"): claim
-            for claim, offset in sent.values()
-            if claim.transactor is not None
+            asyncio.create_task(
+                offer.claim.transactor.bring_up_aio(offer.offset), name=f"trioagg transaction {offer.claim.name}"
+            ): offer.claim
+            for offer in sent.values()
+            if offer.claim.transactor is not None
         }
         try:
             await asyncio.wait(under_way, timeout=seconds)
@@ -249,6 +287,18 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
                     raise
                 await asyncio.sleep(RETRY_BACKOFF_SECONDS)
 
+    async def read_back_aio(self, claims: Mapping[Any, Claim]) -> None:
+        """Learn from the last commits which messages beyond them are finished."""
+        coordinator = getattr(self.consumer, "_coordinator", None)
+        fetch = getattr(coordinator, "fetch_committed_offsets", None)
+        if fetch is None:
+            return
+        for partition, commit in (await fetch(list(claims))).items():
+            try:
+                claims[partition].done_before = decode_finished(commit.offset, commit.metadata)
+            except UnreadableMetadata as error:
+                logger.warning("%s: %s", claims[partition].name, error)
+
     def _rejoin(self) -> None:
         # The client finds out by itself where it is the one who was put out.
         coordinator = getattr(self.consumer, "_coordinator", None)
@@ -257,7 +307,7 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
             request()
 
     async def _committable_aio(self, partition: Any, claim: Claim) -> int | None:
-        if claim.state == "closed" or claim.lost or claim.starting:
+        if not self._may_commit(claim):
             return None
         # Asked only after a fetch: without a position it would be waited for.
         if not claim.watermark.in_flight and self.end_of(partition) is not None:
@@ -281,8 +331,7 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
     async def on_partitions_assigned(self, assigned: Collection[Any]) -> None:
         """The client's word for the end of a rebalance."""
         self.claims = {partition: Claim(partition.topic, partition.partition) for partition in assigned}
-        for partition, claim in self.claims.items():
-            self._claimed(partition, claim)
+        self._claimed(self.claims)
         self.rebalancing = False
         self._changed()
 

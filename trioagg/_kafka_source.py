@@ -87,7 +87,7 @@ class Source:
         self._tasks = Tasks(fail)
         self._pump: asyncio.Task[None] | None = None
         self._consumer: Any = None
-        self.delivered = self.resets = self.producers = 0
+        self.delivered = self.resets = self.producers = self.already_done = 0
 
     # Trio's side.
 
@@ -228,7 +228,7 @@ class Source:
             partition
             for partition, claim in self.group.claims.items()
             if claim.state == "open"
-            and not (claim.starting or claim.lost)
+            and not (claim.starting or claim.lost or claim.narrow)
             and claim.watermark.uncommitted < self._max_uncommitted
         ]
 
@@ -265,8 +265,13 @@ class Source:
             return
         self._just_served.add(partition)
         deliver, send = claim.watermark.deliver, self._out.send_nowait
+        done_before = claim.done_before
         for got in messages:
             deliver(got.offset)
+            if done_before and got.offset in done_before:
+                claim.watermark.finish(got.offset)
+                self.already_done += 1
+                continue
             timestamp = got.timestamp if got.timestamp is not None and got.timestamp >= 0 else None
             send(Record(got.topic, got.partition, got.offset, timestamp, got.key, got.value, got.headers, claim))
         claim.position = messages[-1].offset + 1
@@ -274,10 +279,14 @@ class Source:
 
     # Where to begin.
 
-    def _claimed(self, partition: Any, claim: Claim) -> None:
-        if self._transactional:
+    def _claimed(self, claims: Mapping[Any, Claim]) -> None:
+        for claim in claims.values():
             claim.starting = True
-            claim.transactor = Transactor(
+        if not self._transactional:
+            self._tasks.start(self._read_back_aio(claims), "read back")
+            return
+        for partition, claim in claims.items():
+            transactor = claim.transactor = Transactor(
                 self._address,
                 self.group.group_id,
                 partition,
@@ -286,7 +295,14 @@ class Source:
                 committed_aio=self.group.committed_aio,
                 started=self._count_producer,
             )
-            self._tasks.start(self._take_over_aio(partition, claim, claim.transactor), f"take over {claim.name}")
+            self._tasks.start(self._take_over_aio(partition, claim, transactor), f"take over {claim.name}")
+
+    async def _read_back_aio(self, claims: Mapping[Any, Claim]) -> None:
+        # Nothing is committed meanwhile: the last owner has given the partitions back, or is not listened to any more.
+        await self.group.read_back_aio(claims)
+        for claim in claims.values():
+            claim.starting = False
+        self._woken.set()
 
     def _count_producer(self) -> None:
         self.producers += 1

@@ -119,6 +119,18 @@ class Watermark:
         return limit if self._committed is None or limit > self._committed else None
 
     @property
+    def base(self) -> int | None:
+        """What a commit says now, acknowledged or not: None before there is anything to say."""
+        return self._pending[0] if self._pending else self._limit
+
+    @property
+    def beyond(self) -> tuple[int, ...]:
+        """Offsets that are finished although one before them is not, in order."""
+        if not self._behind:
+            return ()
+        return tuple(offset for offset in self._pending if self._states[offset] == _FINISHED)
+
+    @property
     def in_flight(self) -> int:
         """Offsets that are delivered and neither finished nor discarded."""
         return self._in_flight
