@@ -23,7 +23,7 @@ from trioagg import (
     TooManyDeadLetters,
     TopicUnavailable,
 )
-from trioagg._dead_letters import Brake, dead_letter_headers
+from trioagg._letters import Brake, dead_letter_headers
 from trioagg._stations import parse_message
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import tracemalloc
 import zlib
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from trioagg._finished_offsets import (
@@ -119,6 +119,7 @@ RUNS_TEXT = "trioagg1:r:pPFCdwEy6f7///8fAQ=="
 BITS_TEXT = "trioagg1:b:f05/jm4s"
 
 
+@settings(deadline=None)
 @given(commits)
 @example((LAST, {LAST}))
 @example((0, {LAST}))
@@ -129,6 +130,7 @@ def test_every_set_of_offsets_comes_back(commit: tuple[int, set[int]]) -> None:
     assert decode_finished(base, text_of(base, finished)) == finished
 
 
+@settings(deadline=None)
 @given(commits, st.integers(0, 200))
 def test_the_limit_is_kept(commit: tuple[int, set[int]], limit: int) -> None:
     base, finished = commit
@@ -137,6 +139,7 @@ def test_the_limit_is_kept(commit: tuple[int, set[int]], limit: int) -> None:
     assert text == (whole if len(whole.encode()) <= limit else None)
 
 
+@settings(deadline=None)
 @given(commits, bases)
 def test_a_text_counts_for_no_other_commit(commit: tuple[int, set[int]], other: int) -> None:
     base, finished = commit
@@ -205,6 +208,7 @@ def test_a_text_that_was_cut_off_or_goes_on_is_refused(kind: str) -> None:
             decode_finished(base, text + more)
 
 
+@settings(deadline=None)
 @given(in_runs(), st.data())
 def test_no_flipped_bit_goes_unnoticed(commit: tuple[int, set[int]], data: st.DataObject) -> None:
     base, finished = commit
@@ -256,6 +260,7 @@ def test_foreign_metadata_is_refused_with_a_reason(metadata: str) -> None:
     assert str(caught.value).isprintable()
 
 
+@settings(deadline=None)
 @given(
     st.integers(-1, LAST),
     st.one_of(
@@ -273,6 +278,7 @@ def test_noise_is_refused_and_nothing_else_is_raised(base: int, noise: str) -> N
             decode_finished(base, noise)
 
 
+@settings(deadline=None)
 @given(bases, st.sampled_from(["r", "b", "rz", "bz", "x", ""]), st.binary(max_size=200), st.booleans())
 def test_noise_with_a_right_checksum_gives_offsets_or_the_error(
     base: int, kind: str, body: bytes, deflate: bool

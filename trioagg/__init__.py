@@ -3,7 +3,7 @@
 The floors; imports go downward only:
 
     0  _errors _records _context _blame _settings    what may go wrong, what is told, what may be set
-    1  _collector _lanes _observer _stations _encoding _tuning _interrupts _watermark _dead_letters _finished_offsets
+    1  _collector _lanes _observer _stations _encoding _tuning _interrupts _watchdog _watermark _finished* _letters
     2  _fanout _uploader _statistics _reader         one batch; bringing lists up; reading messages
     3  _intake _deadlines _aio                       the bound of batches and their deadlines; the asyncio loop
     4  _aggregator                                   many batches
@@ -16,7 +16,6 @@ from ._aggregator import BatchResultAggregator
 from ._aio import asyncio_callback
 from ._collector import BatchCollector
 from ._context import BatchContext, current_batch
-from ._dead_letters import DeadLetterLimit
 from ._errors import (
     BadResult,
     Closed,
@@ -32,6 +31,7 @@ from ._errors import (
     UploadTimedOut,
 )
 from ._fanout import Batch, run_batch
+from ._letters import DeadLetterLimit
 from ._observer import Observer
 from ._records import Answer, BatchReport, CompletedBy, StationOutcome, Verdict
 from ._service import AsyncDataAnalysisService, ServiceStatistics

@@ -15,6 +15,7 @@ import trio
 from aiokafka.errors import KafkaConnectionError
 
 from ._blame import lone_errors_bare
+from ._kafka_absence import Absence
 from ._kafka_bridge import ABANDON_SECONDS, Bridge
 from ._kafka_claims import Claim, Record
 from ._kafka_connect import Address, connect_aio
@@ -55,6 +56,8 @@ class KafkaStatistics:
     """How often an offset was not there any more."""
     transactional_producers: int
     """Producers started: one for an assignment of a partition, and one for a transaction whose end is unknown."""
+    rebuilds: int
+    """Clients that were torn down and made anew because they made no progress though Kafka answered."""
     loop_errors: int
     """Errors in the asyncio loop that nobody looked at; each is in the log."""
 
@@ -166,6 +169,7 @@ class Kafka:
             dropped_records=group.dropped_records,
             offset_resets=source.resets,
             transactional_producers=source.producers,
+            rebuilds=source.rebuilds + (0 if self._sink is None else self._sink.rebuilds),
             loop_errors=self._bridge.errors.count,
         )
 
@@ -212,7 +216,7 @@ async def open_kafka(
     nothing is committed, and the group is left within five seconds.
     """
     address = Address(bootstrap_servers, settings)
-    bridge, hush = Bridge(), Hush()
+    bridge, hush, absence = Bridge(), Hush(), Absence(bootstrap_servers)
 
     def fail(error: BaseException) -> None:
         bridge.fail(address.at_the_edge(error))
@@ -225,10 +229,11 @@ async def open_kafka(
         try:
             async with asyncio.timeout_at(max(deadline, loop.time() + _SHORTEST_START_SECONDS)):
                 if output_topics and not transactional:
-                    bridge.sink = Sink(address, fail, bridge.nudge)
+                    bridge.sink = Sink(address, absence, fail, bridge.nudge)
                     await bridge.sink.start_aio()
                 bridge.source = Source(
                     address,
+                    absence,
                     {topic: partitions[topic] for topic in topics},
                     group_id=group_id,
                     revoke_timeout=revoke_timeout,

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("trioagg")
 
 RETRY_BACKOFF_SECONDS: Final = 0.25
+WEDGED_RESERVE_SECONDS: Final = 15.0
+"""Beyond a session, for what is only slow: a broker that dies is replaced as leader and coordinator after 9 to 11 s."""
 _LOGIN_REFUSED: Final = (
     aiokafka.errors.SaslAuthenticationFailed,
     aiokafka.errors.AuthenticationFailedError,
@@ -242,6 +244,15 @@ async def look_for_topic_aio(address: Address, topic: str, seconds: float) -> To
     except (_NotYet, TrioaggError):
         pass
     return None
+
+
+async def is_reachable_aio(address: Address) -> bool:
+    """Whether a broker answers a new connection, now."""
+    try:
+        await _try_hosts_aio(address, [], asyncio.get_running_loop().time() + address.settings.request_timeout)
+    except (_NotYet, TrioaggError):
+        return False
+    return True
 
 
 class _NotYet(Exception):

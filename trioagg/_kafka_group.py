@@ -26,6 +26,7 @@ from ._kafka_tasks import ended_aio, set_aio
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
+    from ._kafka_absence import Absence
     from ._kafka_claims import Record
 
 logger = logging.getLogger("trioagg")
@@ -62,6 +63,7 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
     def __init__(
         self,
         group_id: str,
+        absence: Absence,
         *,
         revoke_timeout: float,
         commit_interval: float,
@@ -72,7 +74,7 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         claimed: Callable[[Mapping[Any, Claim]], None],
         fail: Callable[[BaseException], None],
     ) -> None:
-        self.group_id = group_id
+        self.group_id, self._absence = group_id, absence
         self.consumer: Any = None
         self.claims: dict[Any, Claim] = {}
         self.rebalancing = True
@@ -86,6 +88,8 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         self._commit_wanted, self._drained = asyncio.Event(), asyncio.Event()
         self._commit_lock = asyncio.Lock()
         self._commit: asyncio.Task[None] | None = None
+        self._commit_began: float | None = None
+        self._told_of_failure = False
         self._waiters: list[trio.Event] = []
         self.commits = self.rebalances = self.late = self.dropped_records = 0
 
@@ -150,7 +154,7 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
     def commit_soon(self) -> None:
         self._commit_wanted.set()
 
-    async def commit_aio(self, seconds: float | None = None) -> bool:
+    async def commit_aio(self, seconds: float | None = None, *, everything: bool = False) -> bool:
         """Commit what is finished.  Says whether there is nothing left to be said.
 
         One commit at a time, the rebalance listener's included: one that is retried across a rebalance would set the
@@ -158,18 +162,32 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
 
         Args:
           seconds: For the commit, and for the one that is under way, if any.  It is given up then.
+          everything: Do not end before there is nothing more to commit; a transaction has its bounds.
         """
         if not await self._take_turn_aio(seconds):
             return False
         try:
-            while sent := await self._offers_aio():
+            while True:
+                self._commit_began = asyncio.get_running_loop().time()
+                sent = await self._offers_aio()
+                if not sent:
+                    return True
                 if not any(offer.claim.transactor for offer in sent.values()):
                     return await self._send_commit_aio(sent, seconds)
                 if not await self._transact_aio(sent, seconds):
                     return False
-            return True
+                if not everything:
+                    if any(offer.claim.watermark.committable is not None for offer in sent.values()):
+                        self._commit_wanted.set()  # what has come meanwhile has waited long enough
+                    return True
         finally:
+            self._commit_began = None
             self._commit_lock.release()
+
+    def commit_seconds(self) -> float:
+        """How long the commit that is under way has taken by now; 0.0 where there is none."""
+        began = self._commit_began
+        return 0.0 if began is None else asyncio.get_running_loop().time() - began
 
     async def _offers_aio(self) -> dict[Any, _Offer]:
         found: dict[Any, _Offer] = {}
@@ -227,6 +245,7 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         error = task.exception()
         if error is None:
             self.commits += 1
+            self._acknowledged()
             for offer in sent.values():
                 offer.claim.watermark.committed(offer.offset)
                 offer.claim.told = offer.beyond
@@ -238,7 +257,10 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
                 offer.claim.lost = True
             logger.warning("group %s went on without this member: %r", self.group_id, error.__cause__ or error)
         elif isinstance(error, aiokafka.errors.IllegalStateError) or getattr(error, "retriable", False):
-            logger.warning("commit failed, trying again in %g s: %r", self._commit_interval, error)
+            # Once until one succeeds: a broker may be away for long.
+            level = logging.INFO if self._told_of_failure else logging.WARNING
+            logger.log(level, "commit failed, trying again every %g s: %r", self._commit_interval, error)
+            self._told_of_failure = True
         else:
             raise error
         return False
@@ -265,8 +287,14 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
                 raise error
         up = [not task.cancelled() and task.result() for task in under_way]
         self.commits += sum(up)
+        if any(up):
+            self._acknowledged()
         self._changed()
         return all(up)
+
+    def _acknowledged(self) -> None:
+        self._told_of_failure = False
+        self._absence.over()
 
     async def is_member_aio(self) -> bool:
         """Ask the coordinator whether it counts us in, as of now."""
@@ -342,9 +370,14 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
             claim.lost = claim.lost or evicted
         self._discard_waiting()
         await self._wait_drained_aio(claims)
-        if (not self._ending or self._commit_at_end) and not await self.commit_aio(_REVOKE_COMMIT_SECONDS):
+        if (not self._ending or self._commit_at_end) and not await self.commit_aio(
+            _REVOKE_COMMIT_SECONDS, everything=True
+        ):
             logger.warning("partitions were given back without a commit: some batches will be processed again")
         self.close_claims()
+        await self._give_up_aio(claims)
+
+    async def _give_up_aio(self, claims: Collection[Claim]) -> None:
         unfinished = [claim for claim in claims if claim.unsettled]
         if unfinished:
             self.dropped_records += sum(claim.unsettled for claim in unfinished)
@@ -367,6 +400,15 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         return isinstance(generation, int) and generation < 0
 
     # The end.
+
+    async def begin_anew_aio(self) -> None:
+        """The client is gone, and with it all that was ours: give it up, as at a rebalance that was not waited for."""
+        claims = list(self.claims.values())
+        self.rebalancing = True
+        self.rebalances += bool(claims)
+        self.close_claims()
+        self._discard_waiting()
+        await self._give_up_aio(claims)
 
     def end_waiting(self, *, commit: bool) -> None:
         """Let go of a rebalance that waits for batches; say whether it may still commit."""

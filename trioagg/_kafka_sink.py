@@ -16,13 +16,15 @@ import aiokafka.errors
 import trio
 
 from ._errors import Closed, KafkaError, MessageTooLarge
-from ._kafka_connect import RETRY_BACKOFF_SECONDS, look_for_topic_aio
-from ._kafka_tasks import Tasks, ended_aio, unhurried_aio
+from ._kafka_absence import AWAY_SECONDS
+from ._kafka_connect import RETRY_BACKOFF_SECONDS, WEDGED_RESERVE_SECONDS, is_reachable_aio, look_for_topic_aio
+from ._kafka_tasks import Tasks, ended_aio, stopped_aio, unhurried_aio
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ._errors import TrioaggError
+    from ._kafka_absence import Absence
     from ._kafka_connect import Address
 
 logger = logging.getLogger("trioagg")
@@ -31,7 +33,6 @@ MAX_MESSAGE_BYTES: Final = 32 * 1024 * 1024
 """What we hand to Kafka at all.  A topic takes 1 MiB if nobody says otherwise, and no broker takes 100 MiB."""
 _BATCH_BYTES: Final = 512 * 1024
 _ROUND_MESSAGES, _ROUND_BYTES = 1000, 4 * 1024 * 1024
-_AWAY_SECONDS: Final = 5.0
 _RETIRE_SECONDS: Final = 5.0
 _LONGEST_PAUSE_SECONDS: Final = 5.0
 
@@ -91,13 +92,22 @@ class Sink:
       wanted: Told that something waits; :meth:`begin_round` is the answer, once it is time.
     """
 
-    def __init__(self, address: Address, fail: Callable[[BaseException], None], wanted: Callable[[], None]) -> None:
-        self._address, self._wanted = address, wanted
+    def __init__(
+        self,
+        address: Address,
+        absence: Absence,
+        fail: Callable[[BaseException], None],
+        wanted: Callable[[], None],
+    ) -> None:
+        self._address, self._absence, self._wanted = address, absence, wanted
         self._producer: Any = None
         self._queue: deque[Message] = deque()
         self._round: Sequence[Message] = ()
         self._round_began: float | None = None
-        self._away = False
+        self._wedged = asyncio.Event()
+        self.wedged_seconds = address.settings.session_timeout + WEDGED_RESERVE_SECONDS
+        """Without progress for so long, though Kafka answers, a producer is made anew."""
+        self.rebuilds = 0
         self._ended = False
         self._work = asyncio.Event()
         self._tasks = Tasks(fail)
@@ -156,6 +166,7 @@ class Sink:
         await self._retire_aio()
         while True:
             self._producer = self._new_producer(self._address.bootstrap_servers)
+            self._wedged.clear()
             try:
                 await unhurried_aio(self._producer.start())
                 return
@@ -164,8 +175,8 @@ class Sink:
                 await asyncio.sleep(RETRY_BACKOFF_SECONDS)
 
     async def _retire_aio(self) -> None:
-        # Nothing of it is under way: what it had was acknowledged or refused.
-        await ended_aio(asyncio.create_task(self._producer.stop()), _RETIRE_SECONDS)
+        # Nothing of it is under way: what it had was acknowledged or refused, or it does nothing any more.
+        await stopped_aio(self._producer, _RETIRE_SECONDS)
 
     # The writer.
 
@@ -179,7 +190,7 @@ class Sink:
                 self._round_began = asyncio.get_running_loop().time()
                 await self._bring_up_aio(self._round)
                 self._round_began = None
-                self._tell_back()
+                self._absence.over()
             self._round = ()
 
     def _take(self) -> list[Message]:
@@ -234,8 +245,12 @@ class Sink:
                 failed += [(other, error) for other in messages[index:]]
                 break
         # Not gather(): a callback for every future costs a third of the throughput.
-        await self._producer.flush()
+        await self._flushed_aio()
         for message, future in sent:
+            if not future.done():
+                future.cancel()
+                failed.append((message, aiokafka.errors.KafkaTimeoutError("the producer makes no progress")))
+                continue
             why = future.exception()
             if why is None:
                 message.resolve()
@@ -245,6 +260,18 @@ class Sink:
                 raise why
         return failed
 
+    async def _flushed_aio(self) -> None:
+        """Everything is acknowledged or refused; or the producer is wedged, so that another one must send it again."""
+        flush = asyncio.create_task(self._producer.flush())
+        wedged = asyncio.create_task(self._wedged.wait())
+        try:
+            await asyncio.wait({flush, wedged}, return_when=asyncio.FIRST_COMPLETED)
+            if flush.done():
+                flush.result()
+        finally:
+            flush.cancel()
+            wedged.cancel()
+
     async def _hand_over_aio(self, message: Message) -> asyncio.Future[Any]:
         while True:
             try:
@@ -253,28 +280,37 @@ class Sink:
                 )
                 return future
             except aiokafka.errors.KafkaTimeoutError:
-                pass  # full, because the broker is away: nothing was taken
+                # Full, because the broker is away: nothing was taken.
+                if self._wedged.is_set():
+                    raise
 
-    # Whether the broker is away.
+    # Whether the broker is away, or the producer wedged.
 
     async def _watch_aio(self) -> None:
         loop = asyncio.get_running_loop()
+        answers_since: float | None = None
         while True:
             await asyncio.sleep(1.0)
             began = self._round_began
-            if began is not None and not self._away and loop.time() - began >= _AWAY_SECONDS:
-                self._away = True
-                logger.warning(
-                    "Kafka at %s has acknowledged nothing for %.0f s: lists for %s wait, and are not lost",
-                    self._address.bootstrap_servers,
+            if began is None or loop.time() - began < AWAY_SECONDS:
+                answers_since = None
+                continue
+            topics = ", ".join(sorted({message.topic for message in self._round}))
+            self._absence.noticed(loop.time() - began, f"lists for {topics}")
+            if not await is_reachable_aio(self._address):
+                answers_since = None
+                continue
+            # Others are answered, and our round is not.  A new leader takes a while, but no longer than that.
+            answers_since = loop.time() if answers_since is None else answers_since
+            if loop.time() - answers_since >= self.wedged_seconds:
+                answers_since = None
+                self.rebuilds += 1
+                logger.error(
+                    "the producer has made no progress for %.0f s, though Kafka answers: it is made anew, and "
+                    "what was on its way may arrive twice",
                     loop.time() - began,
-                    ", ".join(sorted({message.topic for message in self._round})),
                 )
-
-    def _tell_back(self) -> None:
-        if self._away:
-            self._away = False
-            logger.warning("Kafka at %s acknowledges again", self._address.bootstrap_servers)
+                self._wedged.set()
 
 
 def _closed() -> Closed:

@@ -18,14 +18,15 @@ import trio
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 
 from ._kafka_claims import Claim, Record
-from ._kafka_connect import RETRY_BACKOFF_SECONDS, look_for_topic_aio
+from ._kafka_connect import RETRY_BACKOFF_SECONDS, is_reachable_aio, look_for_topic_aio
 from ._kafka_group import REVOKE_RESERVE_SECONDS, Group, end_transactors_aio
-from ._kafka_tasks import Tasks, ended_aio, set_aio, unhurried_aio
+from ._kafka_tasks import Tasks, ended_aio, set_aio, stopped_aio, unhurried_aio
 from ._kafka_transactions import Transactor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
+    from ._kafka_absence import Absence
     from ._kafka_connect import Address
 
 logger = logging.getLogger("trioagg")
@@ -34,6 +35,7 @@ logger = logging.getLogger("trioagg")
 _NO_PARTITION: Final = aiokafka.TopicPartition("__none__", 0)
 _POLL_SECONDS: Final = 0.1
 _LOOK_AROUND_SECONDS: Final = 5.0
+_STOP_SECONDS: Final = 3.0
 _MAX_POLL_INTERVAL_SECONDS: Final = 3600.0
 _LEAST_PARTITION_BYTES, _MOST_PARTITION_BYTES = 64 * 1024, 8 * 1024 * 1024
 
@@ -53,6 +55,7 @@ class Source:
     def __init__(
         self,
         address: Address,
+        absence: Absence,
         partitions: Mapping[str, Sequence[int]],
         *,
         group_id: str,
@@ -64,12 +67,14 @@ class Source:
         dropped: Callable[[Collection[Claim]], None],
         fail: Callable[[BaseException], None],
     ) -> None:
-        self._address, self._topics, self._room = address, list(partitions), room
+        self._address, self._absence, self._room = address, absence, room
+        self._topics = list(partitions)
         self._known_at_start = {(topic, number) for topic, numbers in partitions.items() for number in numbers}
         self._max_uncommitted, self._transactional = max_uncommitted, transactional
         self._rebalance_seconds = revoke_timeout + REVOKE_RESERVE_SECONDS
         self.group = Group(
             group_id,
+            absence,
             revoke_timeout=revoke_timeout,
             commit_interval=commit_interval,
             max_uncommitted=max_uncommitted,
@@ -86,6 +91,11 @@ class Source:
         self._just_served: set[Any] = set()
         self._tasks = Tasks(fail)
         self._pump: asyncio.Task[None] | None = None
+        self._commits: asyncio.Task[None] | None = None
+        self._poll_began: float | None = None
+        self.wedged_seconds = self._rebalance_seconds + address.settings.session_timeout
+        """Without progress for so long, though Kafka answers, a client is made anew."""
+        self.rebuilds = 0
         self._consumer: Any = None
         self.delivered = self.resets = self.producers = self.already_done = 0
 
@@ -117,13 +127,24 @@ class Source:
     # Life.
 
     async def start_aio(self) -> None:
+        self._consumer = self.group.consumer = self._new_consumer(self._address.reached)
+        await unhurried_aio(self._consumer.start())
+        self._go()
+        self._tasks.start(self._look_around_aio(), "look around")
+
+    def _go(self) -> None:
+        self._consumer.subscribe(topics=self._topics, listener=self.group)
+        self._pump = self._tasks.start(self._pump_aio(), "pump")
+        self._commits = self._tasks.start(self.group.commit_now_and_then_aio(), "commits")
+
+    def _new_consumer(self, bootstrap_servers: str) -> Any:
         settings = self._address.settings
         # The client fetches ahead for every assigned partition, and holds one answer while it asks for the next.
         fetch = settings.max_fetch_bytes // (2 * max(1, len(self._known_at_start)))
         # The assignor keeps its memory in the class: one of our own, else two members of one process share it.
         assignor = type("Sticky", (StickyPartitionAssignor,), {})
-        self._consumer = self.group.consumer = aiokafka.AIOKafkaConsumer(
-            **self._address.client(self._address.reached),
+        return aiokafka.AIOKafkaConsumer(
+            **self._address.client(bootstrap_servers),
             group_id=self.group.group_id,
             group_instance_id=settings.group_instance_id,
             enable_auto_commit=False,
@@ -137,11 +158,6 @@ class Source:
             max_partition_fetch_bytes=max(_LEAST_PARTITION_BYTES, min(_MOST_PARTITION_BYTES, fetch)),
             fetch_max_bytes=settings.max_fetch_bytes,
         )
-        await unhurried_aio(self._consumer.start())
-        self._consumer.subscribe(topics=self._topics, listener=self.group)
-        self._pump = self._tasks.start(self._pump_aio(), "pump")
-        self._tasks.start(self.group.commit_now_and_then_aio(), "commits")
-        self._tasks.start(self._look_around_aio(), "look around")
 
     async def end_aio(self, *, commit: bool, seconds: float) -> bool:
         """Leave the group, after a last commit or without one.  Says whether the consumer ended in good order.
@@ -160,7 +176,7 @@ class Source:
             # It ends by itself, but where its poll waits for a rebalance to end.
             await ended_aio(self._pump, 0.0 if self.group.rebalancing else min(4 * _POLL_SECONDS, left(0.3)))
         if commit and self._consumer is not None:
-            last = asyncio.create_task(self.group.commit_aio())
+            last = asyncio.create_task(self.group.commit_aio(everything=True))
             if not await ended_aio(last, left(0.6)) or not last.result():
                 logger.error("the last commit was not acknowledged: some batches will be processed again")
         await self._tasks.cancel_aio(max(1.0, left(0.5)))  # producers that are just being made are stopped first
@@ -189,8 +205,10 @@ class Source:
     async def _look_around_aio(self) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
+        answers_since: float | None = None
         while True:
             await asyncio.sleep(_LOOK_AROUND_SECONDS)
+            answers_since = await self._look_for_progress_aio(answers_since)
             if not self.group.rebalancing:
                 began = loop.time()
             elif not self.group.claims:
@@ -201,6 +219,45 @@ class Source:
                     gone = await look_for_topic_aio(self._address, topic, self._address.settings.request_timeout)
                     if gone is not None:
                         raise gone
+
+    async def _look_for_progress_aio(self, answers_since: float | None) -> float | None:
+        """Make a wedged client anew.  Given and returned: since when Kafka answers others, though not us."""
+        now = asyncio.get_running_loop().time()
+        committing = self.group.commit_seconds()
+        self._absence.noticed(committing, "commits")
+        stuck = max(committing, 0.0 if self._poll_began is None else now - self._poll_began)
+        # A client whose broker is away only waits: made anew, it would lose what it knows and gain nothing.
+        if stuck < 2 * _LOOK_AROUND_SECONDS or not await is_reachable_aio(self._address):
+            return None
+        answers_since = now if answers_since is None else answers_since
+        if min(stuck, now - answers_since) < self.wedged_seconds:
+            return answers_since
+        logger.error(
+            "the consumer has made no progress for %.0f s, though Kafka answers: it is made anew, and what it had in "
+            "flight is processed again",
+            stuck,
+        )
+        await self._rebuild_aio()
+        return None
+
+    async def _rebuild_aio(self) -> None:
+        self.rebuilds += 1
+        for task in (self._pump, self._commits):
+            if task is not None:
+                await ended_aio(task, 0.0)
+        await self.group.begin_anew_aio()
+        await stopped_aio(self._consumer, _STOP_SECONDS)
+        while not self._stopping:
+            self._consumer = self.group.consumer = self._new_consumer(self._address.bootstrap_servers)
+            try:
+                await unhurried_aio(self._consumer.start())
+                break
+            except aiokafka.errors.KafkaConnectionError:
+                await stopped_aio(self._consumer, _STOP_SECONDS)
+                await asyncio.sleep(RETRY_BACKOFF_SECONDS)
+        if not self._stopping:
+            self._poll_began = None
+            self._go()
 
     # Messages out.
 
@@ -235,6 +292,7 @@ class Source:
     async def _poll_aio(self, partitions: Sequence[Any], seconds: float, limit: int | None) -> int:
         # Never cancelled while the service lives: a cancelled getmany leaks.  And nothing is awaited between its
         # return and the hand-over: the position has moved already.
+        self._poll_began = asyncio.get_running_loop().time()
         try:
             found = await self._consumer.getmany(*partitions, timeout_ms=round(seconds * 1000), max_records=limit)
         except aiokafka.errors.NoOffsetForPartitionError as error:
@@ -250,6 +308,8 @@ class Source:
             logger.warning("while fetching: %r; going on", error)
             await asyncio.sleep(RETRY_BACKOFF_SECONDS)
             return 0
+        finally:
+            self._poll_began = None
         for partition, messages in found.items():
             self._deliver(partition, messages)
         return sum(len(messages) for messages in found.values())

@@ -86,6 +86,27 @@ async def unhurried_aio(start: Coroutine[Any, Any, None]) -> None:
         raise
 
 
+async def stopped_aio(client: Any, seconds: float) -> bool:
+    """Stop a producer or a consumer, and abandon it if it takes longer: with something unacknowledged and no broker it
+    would wait for ever.  Says whether it ended in good order."""
+    if await ended_aio(asyncio.create_task(client.stop()), seconds):
+        return True
+    parts = [getattr(client, name, None) for name in ("_sender", "_coordinator", "_fetcher")]
+    tasks = {
+        task for part in parts if part is not None for task in vars(part).values() if isinstance(task, asyncio.Task)
+    }
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=_UNTIL_CANCELLED_SECONDS)
+    for task in tasks:
+        if task.done() and not task.cancelled():
+            task.exception()
+    connection = getattr(client, "client", None) or client._client
+    await ended_aio(asyncio.create_task(connection.close()), _UNTIL_CANCELLED_SECONDS)
+    return False
+
+
 async def abandon_aio(*clients: Any) -> None:
     """Let go of clients that would not end: nothing of them goes on, and nothing warns when it is collected.
 

@@ -20,7 +20,7 @@ import aiokafka.errors
 from ._errors import Closed
 from ._kafka_connect import RETRY_BACKOFF_SECONDS
 from ._kafka_sink import MAX_MESSAGE_BYTES, MAYBE_GONE, is_refusal, is_topic_gone_aio, refusal
-from ._kafka_tasks import ended_aio, unhurried_aio
+from ._kafka_tasks import stopped_aio, unhurried_aio
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -66,7 +66,7 @@ class Transactor:
         self._still_member_aio, self._committed_aio, self._started = still_member_aio, committed_aio, started
         self._seconds = min(_LONGEST_TRANSACTION_SECONDS, address.settings.session_timeout * 2 / 3)
         self._staged: dict[int, Sequence[Message]] = {}
-        self._ended = False
+        self._ended = self._told = False
         self._alone: set[int] = set()
         """Offsets whose outputs were refused together with others': asked for each of them."""
         self._producer: Any = None
@@ -122,7 +122,7 @@ class Transactor:
     async def _retire_aio(self) -> None:
         producer, self._producer = self._producer, None
         if producer is not None:
-            await _stopped_aio(producer)
+            await stopped_aio(producer, _STOP_SECONDS)
 
     async def _made_aio(self) -> bool:
         await self._retire_aio()
@@ -139,14 +139,14 @@ class Transactor:
             async with asyncio.timeout(self._seconds):
                 await unhurried_aio(producer.start())
         except (TimeoutError, aiokafka.errors.KafkaError) as error:
-            await _stopped_aio(producer)
+            await stopped_aio(producer, _STOP_SECONDS)
             if is_final(error):
                 raise
-            logger.warning("no transactions for %s yet: %r; trying again", self._claim.name, error)
+            self._tell("no transactions for %s yet: %r; trying again", error)
             await asyncio.sleep(RETRY_BACKOFF_SECONDS)
             return False
         except BaseException:
-            await _stopped_aio(producer)
+            await stopped_aio(producer, _STOP_SECONDS)
             raise
         self._producer = producer
         self._started()
@@ -175,7 +175,7 @@ class Transactor:
             if is_final(error):
                 raise
             self._in_doubt = offset
-            logger.warning("a transaction of %s failed, trying again: %r", self._claim.name, error)
+            self._tell("a transaction of %s failed, trying again: %r", error)
             await asyncio.sleep(RETRY_BACKOFF_SECONDS)
             return False
         if failed:
@@ -184,6 +184,7 @@ class Transactor:
             await self._refused_aio(failed)
             return False
         self._base = offset
+        self._told = False
         self._settle(offset)
         return True
 
@@ -273,6 +274,11 @@ class Transactor:
         for output in outputs:
             output.resolve(error)
 
+    def _tell(self, line: str, error: BaseException) -> None:
+        # Once until one succeeds: a broker may be away for long.
+        logger.log(logging.INFO if self._told else logging.WARNING, line, self._claim.name, error)
+        self._told = True
+
     def _fenced(self, error: Exception) -> None:
         # Never a new producer now: it would fence the rightful owner in turn.  Only an assignment makes one.
         self._claim.lost = True
@@ -288,9 +294,3 @@ def is_final(error: BaseException) -> bool:
         | aiokafka.errors.UnsupportedVersionError
         | aiokafka.errors.IncompatibleBrokerVersion,
     )
-
-
-async def _stopped_aio(producer: Any) -> None:
-    """Stop a producer; with something unacknowledged and no broker it would wait for ever."""
-    if not await ended_aio(asyncio.create_task(producer.stop()), _STOP_SECONDS):
-        await ended_aio(asyncio.create_task(producer.client.close()), _STOP_SECONDS)

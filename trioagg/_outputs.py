@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from ._context import batch_context
-from ._dead_letters import Brake, DeadLetterLimit, dead_letter_headers, stations_with
 from ._encoding import encode_list, encode_result, result_headers
 from ._errors import Closed, MessageTooLarge, PoisonMessage, words
 from ._kafka import Message
+from ._letters import Brake, DeadLetterLimit, dead_letter_headers, stations_with
 from ._observer import Observer
 from ._reader import name_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
-    from ._dead_letters import DeadLetterReason
     from ._kafka import Kafka, Record
+    from ._letters import DeadLetterReason
     from ._records import BatchReport
 
 logger = logging.getLogger("trioagg")

@@ -13,12 +13,13 @@ from ._aggregator import BatchResultAggregator
 from ._aio import service_loop
 from ._blame import lone_errors_bare
 from ._context import batch_context
-from ._dead_letters import DeadLetterLimit, check_verdicts
 from ._errors import Closed, PoisonMessage
+from ._letters import DeadLetterLimit, check_verdicts
 from ._reader import Reader
 from ._settings import InputLimits, KafkaSettings
 from ._stations import RESERVED_KEYS, batch_id
 from ._statistics import AggregatorStatistics
+from ._watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mapping, Sequence
@@ -49,6 +50,8 @@ class ServiceStatistics(AggregatorStatistics):
     """Messages without a station; they open no batch."""
     rejected_elements: int
     """Elements of otherwise good messages that have no usable station id."""
+    loop_stalls: int
+    """How often a task kept the loop to itself for longer than ``max_loop_stall``."""
     kafka: KafkaStatistics | None
     """None before the service has started."""
 
@@ -85,6 +88,9 @@ class AsyncDataAnalysisService:
         ``delivery="exactly_once"``.
       max_uncommitted: Batches of a partition that are up and not known as committed; at half of it a commit goes out,
         at the bound the partition is not fetched.
+
+      max_loop_stall: Seconds that one task may keep the loop to itself before a warning names it and the place where it
+        is; ``math.inf`` for never.
 
     The other parameters are those of :class:`BatchResultAggregator`.
 
@@ -123,6 +129,7 @@ class AsyncDataAnalysisService:
         commit_interval: float = 1.0,
         transaction_linger: float = 0.05,
         max_uncommitted: int = 1000,
+        max_loop_stall: float = 1.0,
         log_language: LogLanguage = "en",
         observers: Iterable[Observer] = (),
         tune_gc: bool = False,
@@ -194,6 +201,9 @@ class AsyncDataAnalysisService:
         )
         self._outputs: Outputs | None = None
         self._drain_timeout = drain_timeout
+        if not max_loop_stall > 0:
+            raise ValueError(f"max_loop_stall={max_loop_stall!r}: it must be more than 0 seconds")
+        self._watchdog = Watchdog(max_loop_stall)
         self._kafka: Kafka | None = None
         self._token: trio.lowlevel.TrioToken | None = None
         self._started = self._ended = False
@@ -301,6 +311,7 @@ class AsyncDataAnalysisService:
             dead_letters=0 if self._outputs is None else self._outputs.letters,
             empty=self._reader.empty,
             rejected_elements=self._reader.rejected,
+            loop_stalls=self._watchdog.blocked,
             kafka=None if self._kafka is None else self._kafka.statistics(),
         )
 
@@ -332,7 +343,7 @@ class AsyncDataAnalysisService:
         )
         self._aggregator = aggregator
         try:
-            with lone_errors_bare() as theirs:
+            with lone_errors_bare() as theirs, self._watchdog.watching():
                 async with (
                     open_kafka(
                         bootstrap_servers=self._bootstrap_servers,
