@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 try:
     import cyclopts
@@ -15,6 +15,8 @@ except ModuleNotFoundError as error:
 
 from . import core as _core
 from . import deadline as _deadline
+from . import faults as _faults
+from . import fuzz as _fuzz
 from . import timeouts as _timeouts
 
 app = cyclopts.App(
@@ -77,6 +79,38 @@ def deadline(
 
 
 @app.command
+def faults(
+    *,
+    only: Annotated[tuple[str, ...], cyclopts.Parameter(consume_multiple=True, negative="")] = (),
+    rounds: Annotated[int | None, cyclopts.Parameter(validator=cyclopts.validators.Number(gte=1))] = None,
+    delivery: Annotated[
+        tuple[Literal["at_least_once", "exactly_once"], ...], cyclopts.Parameter(consume_multiple=True, negative="")
+    ] = ("at_least_once", "exactly_once"),
+    quick: Quick = False,
+    json: Json = False,
+    seed: int = 1,
+) -> None:
+    """What is lost, and what comes twice, when everything that can break is broken?  On a real Kafka of its own.
+
+    Parameters
+    ----------
+    only
+        Names of scenarios; without any all of them run, for about an hour.
+    rounds
+        How often each thing is broken, instead of its usual number.
+    delivery
+        One way of delivery, or both.
+    quick
+        One round of each.
+    json
+        One JSON line a case, as it ends, instead of the table.
+    seed
+        For the moments at which things break.
+    """
+    _faults.main(only, rounds=1 if quick else rounds, deliveries=delivery, seed=seed, as_json=json)
+
+
+@app.command
 def timeouts(
     *,
     deadlines: Annotated[
@@ -101,6 +135,33 @@ def timeouts(
         For the service times.
     """
     _timeouts.main(deadlines, batches=20 if quick else 200, seed=seed, as_json=json)
+
+
+@app.command
+def fuzz(
+    *,
+    messages: Annotated[int, cyclopts.Parameter(validator=cyclopts.validators.Number(gte=100))] = 1_000_000,
+    seed: int = 1,
+    dead_letters: bool = True,
+    quick: Quick = False,
+    json: Json = False,
+) -> None:
+    """Does any message stop the service, or get lost in it?
+
+    Parameters
+    ----------
+    messages
+        Hostile messages, from the seed.
+    seed
+        The same seed gives the same messages.
+    dead_letters
+        Whether poison becomes dead letters, which are compared with their messages.
+    quick
+        20,000 messages at most: a look; too short a run for its memory.
+    json
+        One JSON line, instead of the table.
+    """
+    _fuzz.main(min(messages, 20_000) if quick else messages, seed=seed, dead_letters=dead_letters, as_json=json)
 
 
 if __name__ == "__main__":

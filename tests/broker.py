@@ -196,7 +196,7 @@ def _download(maven: str, into: Path, say: Callable[[str], None], seconds: float
 _given: set[int] = set()
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     # Below the range from which outgoing connections take their ports: while a killed broker is away, a client that
     # dials its address over and over would one day be given that very port, connect to itself, and keep it.
     sockets: list[socket.socket] = []
@@ -231,7 +231,7 @@ class Quorum:
 
     def __init__(self, node_ids: Iterable[int] = (1,)) -> None:
         nodes = list(node_ids)
-        self.ports = dict(zip(nodes, _free_ports(len(nodes)), strict=True))
+        self.ports = dict(zip(nodes, free_ports(len(nodes)), strict=True))
         """Where each node's controller listens."""
         voters = ",".join(f"{node}@127.0.0.1:{port}:{_new_id()}" for node, port in self.ports.items())
         self.format_options = ["-t", _new_id(), "--initial-controllers", voters]
@@ -248,6 +248,7 @@ class Broker:
       jars: what `kafka_jars` returned.
       settings: lines of server.properties in addition to, or instead of, ours.
       listeners: in addition to ours, the name and the protocol; `address` tells where they are.
+      advertised: for a listener, another address to tell the clients than its own: a proxy's, say.
       format_options: for the tool that makes the data directory.
       quorum, node_id: the cluster and who of it this is; by default it is alone.
       heap_megabytes: at most so much of Java's heap.
@@ -261,6 +262,7 @@ class Broker:
         settings: Mapping[str, str] | None = None,
         *,
         listeners: Mapping[str, str] | None = None,
+        advertised: Mapping[str, str] | None = None,
         format_options: Iterable[str] = (),
         quorum: Quorum | None = None,
         node_id: int = 1,
@@ -276,18 +278,19 @@ class Broker:
         quorum = quorum or Quorum()
         self._format_options = [*quorum.format_options, *format_options]
         protocols = {**LISTENERS, **(listeners or {})}
-        self._ports = dict(zip(protocols, _free_ports(len(protocols)), strict=True))
+        self._ports = dict(zip(protocols, free_ports(len(protocols)), strict=True))
         self.bootstrap = self.address("PLAINTEXT")
         self.sasl_bootstrap = self.address("SASL_PLAINTEXT")
         protocols["CONTROLLER"] = "PLAINTEXT"
         self._ports["CONTROLLER"] = quorum.ports[node_id]
         everywhere = ",".join(f"{name}://{self.address(name)}" for name in protocols)
+        told = {**{name: self.address(name) for name in protocols}, **(advertised or {})}
         properties = {
             **SERVER_PROPERTIES,
             "node.id": str(node_id),
             "controller.quorum.bootstrap.servers": quorum.bootstrap,
             "listeners": everywhere,
-            "advertised.listeners": everywhere,
+            "advertised.listeners": ",".join(f"{name}://{where}" for name, where in told.items()),
             "listener.security.protocol.map": ",".join(f"{name}:{protocol}" for name, protocol in protocols.items()),
             "log.dirs": str(self._home / "data"),
             **(settings or {}),

@@ -251,7 +251,7 @@ MADE_WHEN_IT_STARTS = ["`module_name`", "none", "`batch_timeout` + 5", "`KafkaSe
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting[0])
 def test_every_setting_in_the_table_has_its_default(setting: tuple[str, str, bool]) -> None:
     name, written, also_of_the_aggregator = setting
-    default = None if written in MADE_WHEN_IT_STARTS else ast.literal_eval(written.strip("`"))
+    default = None if written in MADE_WHEN_IT_STARTS else eval(written.strip("`"), vars(trioagg))
     service = inspect.signature(AsyncDataAnalysisService).parameters
     aggregator = inspect.signature(BatchResultAggregator).parameters
     assert service[name].default == default

@@ -112,6 +112,9 @@ class Address:
             mapped = KafkaError(
                 f"group {group!r} on {what}", "not authorised", f"{self._who()} needs READ on this group"
             )
+        elif isinstance(error, aiokafka.errors.TransactionalIdAuthorizationFailed):
+            hint = f"{self._who()} needs WRITE on the transactional ids that begin with the group and a slash"
+            mapped = KafkaError(what, "not authorised for transactions", hint)
         elif isinstance(error, aiokafka.errors.ClusterAuthorizationFailedError):
             hint = f"{self._who()} needs WRITE on the result topic (before Kafka 3.0 IDEMPOTENT_WRITE too)"
             mapped = KafkaError(what, "not authorised to produce", hint)

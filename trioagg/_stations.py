@@ -207,8 +207,8 @@ def _station_id(record: dict[str, Any], most: int) -> str | None:
         # Not isinstance: a bool is an int, and msgspec makes no subclasses.
         if type(station_id) is str and 0 < len(station_id) <= most:
             return station_id
-        if type(station_id) is int:
-            return str(station_id)
+        if type(station_id) is int and len(text := str(station_id)) <= most:
+            return text
     return None
 
 
@@ -235,8 +235,8 @@ def _reason(element: Any, most: int) -> str:
     for key in _ID_KEYS:
         if key in element:
             station_id = element[key]
-            if type(station_id) is str:
-                why = "an empty string" if not station_id else f"longer than max_id_chars={most}"
+            if type(station_id) is str or type(station_id) is int:
+                why = "an empty string" if station_id == "" else f"longer than max_id_chars={most}"
             else:
                 why = _JSON_NAMES[type(station_id)]
             return f"{key} is {why}"
