@@ -883,6 +883,27 @@ async def test_what_is_not_done_in_time_is_dropped_and_its_late_end_moves_nothin
                 assert {found[1], found[2]} <= {None, 0}
 
 
+async def test_what_an_old_poll_brings_of_a_new_assignment_waits_until_it_is_known_where_that_begins(
+    kafka: Kafka, topic: str
+) -> None:
+    # A poll that waits for a rebalance answers out of the next assignment: from a place that nobody has checked.
+    produce(kafka.bootstrap, topic, [(None, str(number), 0) for number in range(3)])
+    room = 0
+    with trio.fail_after(60):
+        async with opened(kafka.bootstrap, [topic], unique("group"), room=lambda: room) as bridge:
+            source = bridge._source
+            await until(lambda: bool(source.group.claims) and not any(c.starting for c in source.group.claims.values()))
+            (partition,) = (where for where in source.group.claims if where.partition == 0)
+            source.group.claims[partition].starting = True
+            early = await bridge.loop.run_aio_coroutine(source._consumer.getmany(partition, timeout_ms=10_000))
+            source._deliver(partition, early[partition])
+            assert bridge.records.statistics().current_buffer_used == 0
+            source.group.claims[partition].starting = False
+            room = 10
+            bridge.wake()
+            assert [record.offset for record in await take(bridge, 3)] == [0, 1, 2]
+
+
 async def test_what_was_not_begun_is_not_waited_for(kafka: Kafka, topic: str) -> None:
     produce(kafka.bootstrap, topic, [(None, str(number), 0) for number in range(9)])
     group = unique("group")

@@ -110,8 +110,15 @@ class TopicUnavailable(KafkaError):
 
 
 def words(error: BaseException) -> str:
-    """What an error says; whatever class of a stranger's it is."""
+    """What an error says, in one line; whatever class of a stranger's it is."""
     try:
-        return str(error)
+        return printable(str(error))
     except Exception:
         return "(its message cannot be read)"
+
+
+def printable(text: str) -> str:
+    """A stranger's text for a log or a header: no line breaks that would forge a line, no half of a surrogate pair."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

@@ -318,7 +318,8 @@ class Source:
         claim = self.group.claims.get(partition)
         if not self._out.statistics().open_receive_channels:
             self._stopping = True  # the other side has closed it: it wants no more
-        if self._stopping or claim is None or claim.state != "open":
+        if self._stopping or claim is None or claim.state != "open" or claim.starting:
+            # A poll that waited for a rebalance answers out of the next assignment, for which nobody has asked yet.
             # Nobody gets them, so the position, which may be committed, must not be behind them.
             with contextlib.suppress(aiokafka.errors.IllegalStateError):
                 self._consumer.seek(partition, messages[0].offset)

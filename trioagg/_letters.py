@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import msgspec
 
-from ._errors import TooManyDeadLetters, words
+from ._errors import TooManyDeadLetters, printable, words
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -134,7 +134,12 @@ def dead_letter_headers(
         ("offset", str(original.offset)),
         ("timestamp-ms", None if original.timestamp_ms is None else str(original.timestamp_ms)),
         ("batch-id", None if report is None else report.batch_id),
-        ("stations", msgspec.json.encode(list(stations)) if stations and with_ledger else None),
+        (
+            "stations",
+            msgspec.json.encode([printable(station_id) for station_id in stations])
+            if stations and with_ledger
+            else None,
+        ),
         ("ledger", None if report is None else _ledger(report, full=with_ledger)),
         ("service", service),
         ("version", _version()),
@@ -170,7 +175,7 @@ def _ledger(report: BatchReport, *, full: bool) -> bytes:
     }
     if full:
         ledger["stations"] = {
-            _sayable(station_id): {
+            printable(station_id): {
                 "verdict": outcome.verdict,
                 "started_seconds": outcome.started_seconds,
                 "run_seconds": outcome.run_seconds,
@@ -182,17 +187,12 @@ def _ledger(report: BatchReport, *, full: bool) -> bytes:
 
 
 def _error(error: BaseException) -> str:
-    return _sayable(f"{type(error).__name__}: {_said(error, _MOST_STATION_TEXT)}")
+    return f"{type(error).__name__}: {_said(error, _MOST_STATION_TEXT)}"
 
 
 def _said(error: BaseException, most: int) -> str:
     text = words(error)
-    return _sayable(text if len(text) <= most else f"{text[:most]}...")
-
-
-def _sayable(text: str) -> str:
-    # Lone surrogates have no UTF-8.
-    return text.encode(errors="replace").decode()
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _version() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
-from ._errors import words
+from ._errors import printable, words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -142,7 +142,8 @@ class Log(Observer):
 
     def answered(self, batch_id: str, station_id: str, done: int, expected: int) -> None:
         fields = {"batch_id": batch_id, "station_id": station_id, "expected": expected}
-        logger.log(self._answer_level, self._lines["answered"], batch_id, station_id, done, expected, extra=fields)
+        name = printable(station_id)
+        logger.log(self._answer_level, self._lines["answered"], batch_id, name, done, expected, extra=fields)
 
     def closed(self, report: BatchReport) -> None:
         if report.first_error is not None:
