@@ -888,9 +888,12 @@ async def test_what_an_old_poll_brings_of_a_new_assignment_waits_until_it_is_kno
 ) -> None:
     # A poll that waits for a rebalance answers out of the next assignment: from a place that nobody has checked.
     produce(kafka.bootstrap, topic, [(None, str(number), 0) for number in range(3)])
-    room = 0
+    group, room = unique("group"), 0
+    consumer = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": group})
+    consumer.commit(offsets=[TopicPartition(topic, 0, 0)], asynchronous=False)
+    consumer.close()
     with trio.fail_after(60):
-        async with opened(kafka.bootstrap, [topic], unique("group"), room=lambda: room) as bridge:
+        async with opened(kafka.bootstrap, [topic], group, room=lambda: room) as bridge:
             source = bridge._source
             await until(lambda: bool(source.group.claims) and not any(c.starting for c in source.group.claims.values()))
             (partition,) = (where for where in source.group.claims if where.partition == 0)

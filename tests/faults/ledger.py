@@ -34,7 +34,7 @@ class Verdict:
     partial: int
     """Lists without all of their stations."""
     longest_stall_seconds: float
-    """Between two lists, while there was something to do."""
+    """Between two lists of one partition, while there was something to do."""
     recovered_seconds: list[float] = field(default_factory=list)
     """From each fault to the next list."""
     committed: bool = True
@@ -142,6 +142,7 @@ class Ledger:
         lists: Counter[int] = Counter()
         strange = partial = 0
         times: list[float] = []
+        of_partition: dict[str, list[float]] = {}
         for message in read_all(self.bootstrap, self.results, "read_committed", seconds=60):
             content = json.loads(message.value())
             numbers = {result["number"] for result in content["results"]}
@@ -159,8 +160,13 @@ class Ledger:
             partial += len(content["results"]) < STATIONS
             lists[number] += 1
             times.append(message.timestamp()[1] / 1000)
+            of_partition.setdefault(partition, []).append(times[-1])
         times.sort()
-        gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+        gaps = [
+            later - earlier
+            for ordered in map(sorted, of_partition.values())
+            for earlier, later in itertools.pairwise(ordered)
+        ]
         recovered = [next((t - fault for t in times if t > fault), float("nan")) for fault in self.faults]
         return Verdict(
             inputs=self.sent,
