@@ -15,6 +15,7 @@ except ModuleNotFoundError as error:
 
 from . import core as _core
 from . import deadline as _deadline
+from . import delivery as _delivery
 from . import faults as _faults
 from . import fuzz as _fuzz
 from . import timeouts as _timeouts
@@ -76,6 +77,22 @@ def deadline(
         One JSON line a case, instead of the tables.
     """
     _deadline.main(simultaneous, quick=quick, as_json=json)
+
+
+@app.command
+def delivery(*, quick: Quick = False, json: Json = False, seed: int = 1) -> None:
+    """What does exactly once cost, beside at least once?  On a real Kafka of its own.
+
+    Parameters
+    ----------
+    quick
+        One short repetition, for a look; its figures are rough.
+    json
+        One JSON line a delivery, instead of the table.
+    seed
+        For the order of the two.
+    """
+    _delivery.main(quick=quick, as_json=json, seed=seed)
 
 
 @app.command

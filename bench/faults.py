@@ -17,7 +17,8 @@ from rich.table import Table
 TESTS = Path(__file__).parent.parent / "tests"
 
 
-def _harness() -> tuple[Any, Any]:
+def harness() -> tuple[Any, Any]:
+    """The brokers and the scenarios of the tests; the program ends with a sentence where they are not there."""
     if not (TESTS / "faults" / "scenarios.py").exists():
         sys.exit(f"the fault harness is part of the checkout's tests, and {TESTS / 'faults'} is not there")
     sys.path[:0] = [str(TESTS), str(TESTS / "faults")]
@@ -29,7 +30,7 @@ def _harness() -> tuple[Any, Any]:
 
 def main(only: tuple[str, ...], *, rounds: int | None, deliveries: tuple[str, ...], seed: int, as_json: bool) -> None:
     """Run the scenarios, print what became of the messages, and exit with 1 if anything is not as it must be."""
-    broker, scenarios = _harness()
+    broker, scenarios = harness()
     names = [case.name for case in scenarios.CASES]
     if strange := set(only).difference(names):
         sys.exit(f"no scenario {', '.join(sorted(strange))}: there are {', '.join(names)}")
