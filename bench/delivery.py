@@ -185,8 +185,8 @@ def main(*, quick: bool, as_json: bool, seed: int) -> None:
     Console(width=130).print(table)
     print(
         f"Backlog: {messages} messages of {_STATIONS} stations that never wait, median of {repeats}. Latency: {paced} "
-        f"messages x {repeats} at {_PACED_PER_SECOND} a second, from the intended moment of sending to a read_committed "
-        "reader."
+        f"messages x {repeats} at {_PACED_PER_SECOND} a second, from the intended moment of sending to a reader of what is "
+        "committed."
     )
 
 
