@@ -183,10 +183,10 @@ def main(*, quick: bool, as_json: bool, seed: int) -> None:
             *(f"{row[name]:.0f}" for name in ("p50_ms", "p99_ms", "max_ms")),
         )
     Console(width=130).print(table)
+    print(f"Backlog: {messages} messages of {_STATIONS} stations that never wait, median of {repeats}.")
     print(
-        f"Backlog: {messages} messages of {_STATIONS} stations that never wait, median of {repeats}. Latency: {paced} "
-        f"messages x {repeats} at {_PACED_PER_SECOND} a second, from the intended moment of sending to a reader of what is "
-        "committed."
+        f"Latency: {paced} messages x {repeats} at {_PACED_PER_SECOND} a second, from the intended moment of sending "
+        "until a reader of what is committed has the list."
     )
 
 
