@@ -399,3 +399,25 @@ async def test_a_service_that_would_dead_letter_everything_stops(kafka: Kafka) -
             await trio.sleep_forever()
     assert len(load.letters()) <= 10
     assert (load.committed()[0] or 0) <= 10
+
+
+@pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
+@pytest.mark.parametrize("on_upload_failure", ["stop", "skip"])
+async def test_a_service_whose_every_station_fails_stops_whatever_is_done_with_lists(
+    kafka: Kafka, delivery: str, on_upload_failure: str
+) -> None:
+    load = DeadLoad(kafka.bootstrap, 50)
+
+    async def fails(station_id: str, module_input: dict) -> dict:
+        raise ValueError("a bad deploy")
+
+    service = load.service(
+        dead_letter_limit=DeadLetterLimit(max_consecutive=10),
+        dead_letter_stations=["failed"],
+        delivery=delivery,
+        on_upload_failure=on_upload_failure,
+    )
+    with trio.fail_after(60), pytest.raises(TooManyDeadLetters, match="11 messages in a row .* no station of batch"):
+        async with service.start(fails):
+            await trio.sleep_forever()
+    assert len(load.letters()) <= 10

@@ -18,7 +18,7 @@ import trio
 from ._blame import must_get_out
 from ._collector import dispose
 from ._context import BatchContext, batch_context
-from ._errors import KafkaError, StrayCancel, TrioaggError, UploadFailed, UploadTimedOut
+from ._errors import KafkaError, StrayCancel, TooManyDeadLetters, TrioaggError, UploadFailed, UploadTimedOut
 from ._lanes import interruptible, is_async
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 OnUploadFailure = Literal["stop", "skip", "dead_letter"]
 
 # The same call would fail in the same way: a mistake in the handler, or Kafka's refusal for good.
-_NOT_WORTH_RETRYING: Final = (TypeError, AttributeError, NameError, KafkaError)
+_NOT_WORTH_RETRYING: Final = (TypeError, AttributeError, NameError, KafkaError, TooManyDeadLetters)
 _FIRST_WAIT_SECONDS: Final = 0.1
 _LONGEST_WAIT_SECONDS: Final = 5.0
 
@@ -301,6 +301,10 @@ class Uploader:
         try:
             # The first try goes around stamina, which costs as much as 30 stations do and makes cyclic garbage.
             await self._try(upload, 1)
+        except TooManyDeadLetters:
+            # Not this list's failure but the service's end, whatever is done with lists that fail.
+            self._failed = True
+            raise
         except Exception as error:
             return await self._try_again(upload, error)
         return True
@@ -322,6 +326,9 @@ class Uploader:
                     if tries == 1:
                         raise first_error
                     await self._try(upload, tries)
+        except TooManyDeadLetters:
+            self._failed = True
+            raise
         except Exception as error:
             return await self._give_up(upload, tries, error)  # noqa: ASYNC910 - every try is a checkpoint
         finally:
