@@ -89,7 +89,7 @@ async def test_the_lists_of_a_partition_have_the_order_of_its_messages(kafka: Ka
 
 
 async def test_leaving_the_block_in_the_middle_repeats_nothing(kafka: Kafka) -> None:
-    load = Transactions(kafka.bootstrap, 300)
+    load = Transactions(kafka.bootstrap, 1000)
     for stop_at in (40, 120):
         service = load.service()
         with trio.fail_after(60):
@@ -103,7 +103,7 @@ async def test_leaving_the_block_in_the_middle_repeats_nothing(kafka: Kafka) -> 
 
 
 async def test_a_cancelled_service_leaves_nothing_half_done(kafka: Kafka) -> None:
-    load = Transactions(kafka.bootstrap, 300)
+    load = Transactions(kafka.bootstrap, 1000)
     for stop_at in (20, 60, 100):
         service = load.service()
         with trio.move_on_after(60) as scope:
@@ -194,6 +194,20 @@ async def test_who_is_fenced_gives_the_partition_up_and_makes_no_producer_before
     assert service.statistics().kafka.transactional_producers == 2
     assert load.once_each()
     assert load.committed() == load.ends()
+
+
+async def test_a_list_larger_than_we_hand_to_kafka_at_all_ends_the_service(kafka: Kafka) -> None:
+    load = Transactions(kafka.bootstrap, 2)
+
+    async def huge(station_id: str, module_input: dict) -> dict:
+        return {"huge": "x" * (12 * 1024 * 1024)}
+
+    with trio.fail_after(90), pytest.raises(trioagg.UploadFailed) as caught:
+        async with load.service().start(huge):
+            await trio.sleep_forever()
+    assert isinstance(caught.value.__cause__, trioagg.MessageTooLarge)
+    assert "it is larger than 33554432 bytes" in str(caught.value.__cause__)
+    assert not load.committed()[0]
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,15 @@ class TooManyDeadLetters(TrioaggError):
         self.how_many, self.reason = how_many, reason
 
 
+class DeadLetterRefused(TrioaggError):
+    """Kafka takes a dead letter for nothing in the world; ``__cause__`` says why.  The service stops: a message would
+    be lost that nobody has seen."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(f"the dead letter of {message} is not written: {reason}")
+        self.message, self.reason = message, reason
+
+
 class Closed(TrioaggError):
     """The aggregator or service takes no batch: it is not open yet, is draining, or has ended."""
 

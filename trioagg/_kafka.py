@@ -108,7 +108,7 @@ class Kafka:
         Cancellation: whether the messages arrive is unknown.
         """
         if record is not None and record.claim.transactor is not None:
-            record.claim.transactor.stage(record.offset, outputs)
+            record.claim.transactor.stage(record.claim, record.offset, outputs)
             self.finish(record)
         else:
             assert self._sink is not None, "neither a result_topic nor a dead_letter_topic was given"

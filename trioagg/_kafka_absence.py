@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from typing import Final
 
 logger = logging.getLogger("trioagg")
@@ -17,9 +19,12 @@ class Absence:
     def __init__(self, bootstrap_servers: str) -> None:
         self._where = bootstrap_servers
         self._away = False
+        self._last_answer = -math.inf
 
     def noticed(self, seconds: float, what: str) -> None:
         """*what* has waited for so many *seconds* by now."""
+        # What waits longer than for the last answer to somebody else is only next.
+        seconds = min(seconds, time.monotonic() - self._last_answer)
         if not self._away and seconds >= AWAY_SECONDS:
             self._away = True
             logger.warning(
@@ -28,6 +33,7 @@ class Absence:
 
     def over(self) -> None:
         """Something was acknowledged."""
+        self._last_answer = time.monotonic()
         if self._away:
             self._away = False
             logger.warning("Kafka at %s acknowledges again", self._where)

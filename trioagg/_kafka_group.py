@@ -164,11 +164,15 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
           seconds: For the commit, and for the one that is under way, if any.  It is given up then.
           everything: Do not end before there is nothing more to commit; a transaction has its bounds.
         """
+        loop = asyncio.get_running_loop()
+        deadline = None if seconds is None else loop.time() + seconds
         if not await self._take_turn_aio(seconds):
             return False
         try:
             while True:
-                self._commit_began = asyncio.get_running_loop().time()
+                self._commit_began = loop.time()
+                if deadline is not None:
+                    seconds = max(0.0, deadline - loop.time())
                 sent = await self._offers_aio()
                 if not sent:
                     return True
@@ -282,10 +286,11 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         for task, claim in under_way.items():
             if claim.lost and not self.rebalancing:
                 self._rejoin()
-            error = None if task.cancelled() else task.exception()
-            if error is not None:
+            if not task.done():
+                task.add_done_callback(_look_away)  # it is given up, and takes its time
+            elif not task.cancelled() and (error := task.exception()) is not None:
                 raise error
-        up = [not task.cancelled() and task.result() for task in under_way]
+        up = [task.done() and not task.cancelled() and task.result() for task in under_way]
         self.commits += sum(up)
         if any(up):
             self._acknowledged()
@@ -377,11 +382,15 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         self.close_claims()
         await self._give_up_aio(claims)
 
-    async def _give_up_aio(self, claims: Collection[Claim]) -> None:
+    def give_up(self, claims: Collection[Claim]) -> None:
+        """What is in flight of these claims is nobody's any more."""
         unfinished = [claim for claim in claims if claim.unsettled]
         if unfinished:
             self.dropped_records += sum(claim.unsettled for claim in unfinished)
             self._dropped(unfinished)
+
+    async def _give_up_aio(self, claims: Collection[Claim]) -> None:
+        self.give_up(claims)
         await end_transactors_aio(claims)
 
     async def _wait_drained_aio(self, claims: Collection[Claim]) -> None:
@@ -431,6 +440,11 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
             # Over another connection than the join's: on that the broker reads nothing before it has answered.
             request = LeaveGroupRequest(self.group_id, member)
             await ended_aio(asyncio.create_task(self.consumer._client.send(node, request)), seconds)
+
+
+def _look_away(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()
 
 
 async def end_transactors_aio(claims: Collection[Claim]) -> None:

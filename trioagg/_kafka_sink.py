@@ -36,8 +36,8 @@ _ROUND_MESSAGES, _ROUND_BYTES = 1000, 4 * 1024 * 1024
 _RETIRE_SECONDS: Final = 5.0
 _LONGEST_PAUSE_SECONDS: Final = 5.0
 
-_TOO_LARGE: Final = (aiokafka.errors.MessageSizeTooLargeError, aiokafka.errors.RecordListTooLargeError)
-_ABOUT_THE_TOPIC: Final = (
+TOO_LARGE: Final = (aiokafka.errors.MessageSizeTooLargeError, aiokafka.errors.RecordListTooLargeError)
+ABOUT_THE_TOPIC: Final = (
     aiokafka.errors.TopicAuthorizationFailedError,
     aiokafka.errors.ClusterAuthorizationFailedError,
     aiokafka.errors.InvalidTopicError,
@@ -53,6 +53,12 @@ _ABOUT_THE_PRODUCER: Final = (
     aiokafka.errors.UnknownProducerId,
     aiokafka.errors.InvalidProducerEpoch,
     aiokafka.errors.InvalidProducerIdMapping,
+    aiokafka.errors.InvalidTxnState,
+    aiokafka.errors.ConcurrentTransactions,
+    aiokafka.errors.DuplicateSequenceNumber,
+    # Codes that the client does not know, and answers that a second try has cured.
+    aiokafka.errors.UnknownError,
+    aiokafka.errors.CorruptRecordException,
 )
 
 
@@ -65,7 +71,9 @@ class Message:
         self, topic: str, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]] = ()
     ) -> None:
         self.topic, self.key, self.value, self.headers = topic, key, value, headers
-        self.size = len(key or b"") + len(value or b"") + sum(len(name) + len(content) for name, content in headers)
+        self.size = (
+            len(key or b"") + len(value or b"") + sum(len(name) + len(content or b"") for name, content in headers)
+        )
         self.done = trio.Event()
         self.error: TrioaggError | None = None
         self.unwanted = False
@@ -184,6 +192,7 @@ class Sink:
         while True:
             await self._work.wait()
             self._work.clear()
+            self._wedged.clear()  # whatever was said of an earlier round
             self._round = self._take()
             self.begin_round()  # for what a round does not hold
             if self._round:
@@ -221,7 +230,7 @@ class Sink:
                     message.resolve(self._address.no_topic(message.topic, aiokafka.errors.UnknownTopicOrPartitionError))
                 elif not is_refusal(error):
                     together.append(message)
-                elif len(some) == 1 or isinstance(error, _ABOUT_THE_TOPIC):
+                elif len(some) == 1 or isinstance(error, ABOUT_THE_TOPIC):
                     message.resolve(refusal(self._address, message, error))
                 else:
                     # Said of all that travelled together, because of one: it is asked for each of them.
@@ -237,7 +246,7 @@ class Sink:
         for index, message in enumerate(messages):
             try:
                 sent.append((message, await self._hand_over_aio(message)))
-            except _TOO_LARGE as error:
+            except TOO_LARGE as error:
                 # The client's own limit: nothing was sent, and nothing is harmed.
                 message.resolve(refusal(self._address, message, error))
             except aiokafka.errors.KafkaError as error:
@@ -297,7 +306,7 @@ class Sink:
                 continue
             topics = ", ".join(sorted({message.topic for message in self._round}))
             self._absence.noticed(loop.time() - began, f"lists for {topics}")
-            if not await is_reachable_aio(self._address):
+            if not await is_reachable_aio(self._address) or self._round_began != began:
                 answers_since = None
                 continue
             # Others are answered, and our round is not.  A new leader takes a while, but no longer than that.
@@ -324,7 +333,7 @@ async def is_topic_gone_aio(address: Address, topic: str) -> bool:
 
 def refusal(address: Address, message: Message, error: aiokafka.errors.KafkaError) -> TrioaggError:
     """What the sender of a message is told that Kafka refused for good."""
-    if not isinstance(error, _TOO_LARGE):
+    if not isinstance(error, TOO_LARGE):
         mapped = address.at_the_edge(error)
         assert isinstance(mapped, KafkaError)
         return mapped

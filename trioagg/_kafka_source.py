@@ -426,7 +426,9 @@ class Source:
         old.state = "closed"
         new = self.group.claims[partition] = Claim(partition.topic, partition.partition)
         if old.transactor is not None:
-            # Nobody else has had it: the producer is still the right one.
+            # Nobody else has had it: the producer is still the right one.  But what is in flight has no offset any more
+            # that it could be committed with.
+            self.group.give_up([old])
             new.transactor = old.transactor
             new.transactor.go_over_to(new)
         self._begin(partition, "earliest")

@@ -11,6 +11,7 @@ counts.  (The client speaks no newer protocol than that of Kafka 0.11; since KIP
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,7 +20,15 @@ import aiokafka.errors
 
 from ._errors import Closed
 from ._kafka_connect import RETRY_BACKOFF_SECONDS
-from ._kafka_sink import MAX_MESSAGE_BYTES, MAYBE_GONE, is_refusal, is_topic_gone_aio, refusal
+from ._kafka_sink import (
+    ABOUT_THE_TOPIC,
+    MAX_MESSAGE_BYTES,
+    MAYBE_GONE,
+    TOO_LARGE,
+    is_refusal,
+    is_topic_gone_aio,
+    refusal,
+)
 from ._kafka_tasks import stopped_aio, unhurried_aio
 
 if TYPE_CHECKING:
@@ -35,6 +44,7 @@ _BATCH_BYTES: Final = 512 * 1024
 _ROUND_MESSAGES, _ROUND_BYTES = 1000, 4 * 1024 * 1024
 _LONGEST_TRANSACTION_SECONDS: Final = 30.0
 _STOP_SECONDS: Final = 3.0
+_ABORT_SECONDS: Final = 1.0
 # The coordinator answers "the last one is not over yet" to whoever begins anew at once: asked again soon, for that
 # wait is the floor of a transaction's time.
 _BACKOFF_MS: Final = 5
@@ -82,19 +92,27 @@ class Transactor:
         """Messages of the partition whose outputs are not committed."""
         return len(self._staged)
 
-    def stage(self, offset: int, outputs: Sequence[Message]) -> None:
-        """These are the outputs of the message at *offset*; its finish must follow.
+    def stage(self, claim: Claim, offset: int, outputs: Sequence[Message]) -> None:
+        """These are the outputs of the message at *offset* of *claim*; its finish must follow.
 
         Raises:
           Closed: if the partition is not ours any more.
         """
-        if self._ended:
+        if self._ended or claim is not self._claim:
             raise Closed(self._claim.name, "is not ours any more")
         self._staged[offset] = outputs
 
     def go_over_to(self, claim: Claim) -> None:
-        """The same assignment goes on as another claim: its offsets begin anew."""
-        self._claim = claim
+        """The same assignment goes on as another claim: its offsets begin anew, and the old ones mean nothing."""
+        self._forget()
+        self._claim, self._in_doubt = claim, None
+
+    def _forget(self) -> None:
+        for outputs in self._staged.values():
+            for message in outputs:
+                message.resolve(Closed(self._claim.name, "is not ours any more"))
+        self._staged.clear()
+        self._alone.clear()
 
     # Life.
 
@@ -113,19 +131,24 @@ class Transactor:
     async def end_aio(self) -> None:
         """Nothing more is brought up.  A transaction that is under way is ended by the next owner's producer."""
         self._ended = True
-        for outputs in self._staged.values():
-            for message in outputs:
-                message.resolve(Closed(self._claim.name, "is not ours any more"))
-        self._staged.clear()
+        self._forget()
         await self._retire_aio()
 
     async def _retire_aio(self) -> None:
         producer, self._producer = self._producer, None
-        if producer is not None:
-            await stopped_aio(producer, _STOP_SECONDS)
+        if producer is None:
+            return
+        if self._in_doubt is not None:
+            # Left open, it would hold up everybody who reads what is committed, until the broker loses patience.
+            with contextlib.suppress(TimeoutError, AssertionError, aiokafka.errors.KafkaError):
+                async with asyncio.timeout(_ABORT_SECONDS):
+                    await producer.abort_transaction()
+        await stopped_aio(producer, _STOP_SECONDS)
 
     async def _made_aio(self) -> bool:
         await self._retire_aio()
+        if self._ended:  # made now, it would fence the next owner
+            return False
         address = self._address
         producer = aiokafka.AIOKafkaProducer(
             **address.client(address.bootstrap_servers) | {"retry_backoff_ms": _BACKOFF_MS},
@@ -148,8 +171,11 @@ class Transactor:
         except BaseException:
             await stopped_aio(producer, _STOP_SECONDS)
             raise
-        self._producer = producer
         self._started()
+        if self._ended:  # meanwhile
+            await stopped_aio(producer, _STOP_SECONDS)
+            return False
+        self._producer = producer
         return True
 
     # Transactions.
@@ -159,31 +185,35 @@ class Transactor:
 
         Says whether anything was committed.  Where not, it may be tried again, unless the claim is lost.
         """
-        if self._claim.lost or (self._in_doubt is not None and not await self._doubt_resolved_aio()):
+        if self._claim.lost:
             return False
-        if self._base is not None and limit <= self._base:
-            return True  # what was in doubt had been committed
+        if self._in_doubt is not None:
+            if not await self._doubt_resolved_aio():
+                return False
+            if self._claim.watermark.is_committed(limit - 1):
+                return True  # it had been committed after all
         offset, outputs = self._take(limit)
+        self._in_doubt = offset  # whatever happens, even a cancellation, until we know
         try:
             async with asyncio.timeout(self._seconds):
                 failed = await self._transaction_aio(offset, outputs)
         except _FENCED as error:
             self._fenced(error)
             return False
-        except (TimeoutError, AssertionError, aiokafka.errors.KafkaError) as error:
+        except (TimeoutError, AssertionError, aiokafka.errors.IllegalOperation, aiokafka.errors.KafkaError) as error:
             # The client's own states are assertions: after a fatal error it refuses to go on with one.
             if is_final(error):
                 raise
-            self._in_doubt = offset
+            if isinstance(error, TimeoutError) and await self._lost_a_topic_aio(outputs):
+                return False
             self._tell("a transaction of %s failed, trying again: %r", error)
             await asyncio.sleep(RETRY_BACKOFF_SECONDS)
             return False
         if failed:
             # After a refusal the sequence numbers of a producer are out of step: the next one ends its transaction.
-            self._in_doubt = offset
             await self._refused_aio(failed)
             return False
-        self._base = offset
+        self._base, self._in_doubt = offset, None
         self._told = False
         self._settle(offset)
         return True
@@ -207,10 +237,18 @@ class Transactor:
     ) -> list[tuple[Message, aiokafka.errors.KafkaError]]:
         producer = self._producer
         await producer.begin_transaction()
-        sent = [
-            (message, await producer.send(message.topic, message.value, key=message.key, headers=message.headers))
-            for message in outputs
-        ]
+        sent: list[tuple[Message, asyncio.Future[Any]]] = []
+        for message in outputs:
+            try:
+                future = await producer.send(message.topic, message.value, key=message.key, headers=message.headers)
+            except (*TOO_LARGE, *MAYBE_GONE, *ABOUT_THE_TOPIC) as error:
+                return [(message, error)]
+            except aiokafka.errors.IllegalOperation:
+                # The client's word for "not after what happened", and that is in the answers to what was sent before.
+                if any(isinstance(_error_of(future), _FENCED) for _, future in sent):
+                    raise aiokafka.errors.ProducerFenced from None
+                raise
+            sent.append((message, future))
         await producer.flush()
         # Looked at one by one: the client would commit the transaction without what was refused.
         failed = [(message, future.exception()) for message, future in sent if future.exception() is not None]
@@ -249,25 +287,36 @@ class Transactor:
     async def _refused_aio(self, failed: Sequence[tuple[Message, aiokafka.errors.KafkaError]]) -> None:
         """Kafka takes some of the outputs for nothing in the world, or does not now."""
         errors = {id(message): error for message, error in failed}
-        of_whom = {
+        found = {
             offset: next((m for m in outputs if id(m) in errors), None) for offset, outputs in self._staged.items()
         }
-        refused = {offset: message for offset, message in of_whom.items() if message is not None}
+        concerned = {offset: message for offset, message in found.items() if message is not None}
+        # After one refusal the client fails what follows, whatever it is: those who were only behind it come again.
+        refused = {offset: message for offset, message in concerned.items() if is_refusal(errors[id(message)])}
         for offset, message in refused.items():
-            error = errors[id(message)]
-            if isinstance(error, MAYBE_GONE) and await is_topic_gone_aio(self._address, message.topic):
-                gone = aiokafka.errors.UnknownTopicOrPartitionError
-                self._unstage(offset, message, self._address.no_topic(message.topic, gone))
-            elif not is_refusal(error):
-                logger.warning("outputs to %s: sending again after %r", message.topic, error)
-                await asyncio.sleep(RETRY_BACKOFF_SECONDS)
-                return
-            elif len(refused) == 1:
-                self._unstage(offset, message, refusal(self._address, message, error))
+            if len(refused) == 1:
+                self._unstage(offset, refusal(self._address, message, errors[id(message)]))
             else:
                 self._alone.add(offset)
+        if refused:
+            return
+        doubtful = [m for m in concerned.values() if isinstance(errors[id(m)], MAYBE_GONE)]
+        if not await self._lost_a_topic_aio(doubtful):
+            self._tell("outputs of %s were not taken, trying again: %r", failed[0][1])
+            await asyncio.sleep(RETRY_BACKOFF_SECONDS)
 
-    def _unstage(self, offset: int, message: Message, error: Any) -> None:
+    async def _lost_a_topic_aio(self, outputs: Sequence[Message]) -> bool:
+        """Whether it is for a topic that is gone that the client waits.  It would, and say nothing."""
+        gone = {topic for topic in {m.topic for m in outputs} if await is_topic_gone_aio(self._address, topic)}
+        for offset, staged in list(self._staged.items()):
+            for message in staged:
+                if message.topic in gone:
+                    unknown = aiokafka.errors.UnknownTopicOrPartitionError
+                    self._unstage(offset, self._address.no_topic(message.topic, unknown))
+                    break
+        return bool(gone)
+
+    def _unstage(self, offset: int, error: Any) -> None:
         outputs = self._staged.pop(offset, ())
         self._alone.discard(offset)
         self._claim.watermark.reopen(offset)
@@ -283,6 +332,10 @@ class Transactor:
         # Never a new producer now: it would fence the rightful owner in turn.  Only an assignment makes one.
         self._claim.lost = True
         logger.warning("%s belongs to another member now: %r", self._claim.name, error)
+
+
+def _error_of(future: asyncio.Future[Any]) -> BaseException | None:
+    return future.exception() if future.done() and not future.cancelled() else None
 
 
 def is_final(error: BaseException) -> bool:

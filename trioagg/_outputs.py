@@ -9,7 +9,7 @@ import trio
 
 from ._context import batch_context
 from ._encoding import encode_list, encode_result, result_headers
-from ._errors import Closed, MessageTooLarge, PoisonMessage, words
+from ._errors import Closed, DeadLetterRefused, MessageTooLarge, PoisonMessage, TopicUnavailable, words
 from ._kafka import Message
 from ._letters import Brake, DeadLetterLimit, dead_letter_headers, stations_with
 from ._observer import Observer
@@ -47,6 +47,7 @@ class Outputs(Observer):
         self._service, self._result_topic, self._dead_letter_topic = service, result_topic, dead_letter_topic
         self._verdicts = dead_letter_stations
         self._brake = Brake(limit)
+        self._condemned: set[str] = set()
         self._burying = 0
         self._buried = trio.Event()
         self.letters = 0
@@ -89,9 +90,14 @@ class Outputs(Observer):
         if not stations:
             await self.kafka.send(lists, record)
             return
+        if record.claim.transactor is None and lists:
+            # Where they do not go together: a list that is refused has one letter, and that says so.
+            await self.kafka.send(lists, record)
+            lists = []
         if not report.succeeded:
-            self._brake.dead(f"no station of batch {report.batch_id} has succeeded")
+            self._condemn_batch(report, f"no station of batch {report.batch_id} has succeeded")
         await self._write(lists, record, "stations", error=report.first_error, report=report, stations=stations)
+        self._condemned.discard(report.batch_id)
 
     def uploaded(self, report: BatchReport) -> None:
         """A list is up: the message was alive, if anything of it was."""
@@ -106,8 +112,16 @@ class Outputs(Observer):
         Raises:
           As :meth:`Kafka.send`, and TooManyDeadLetters.
         """
-        self._brake.dead(f"the list of batch {report.batch_id} was given up: {type(error).__name__}: {words(error)}")
+        why = f"the list of batch {report.batch_id} was given up: {type(error).__name__}: {words(error)}"
+        self._condemn_batch(report, why)
         await self._write([], _record_of_batch(), "upload_failed", error=error, report=report)
+        self._condemned.discard(report.batch_id)
+
+    def _condemn_batch(self, report: BatchReport, why: str) -> None:
+        # Once, though its letter may be written anew for another reason.
+        if report.batch_id not in self._condemned:
+            self._condemned.add(report.batch_id)
+            self._brake.dead(why)
 
     async def bury(self, record: Record, error: PoisonMessage) -> None:  # noqa: ASYNC910 - it has written
         """Write the letter of a message that opens no batch, and finish it; then its offset may move.
@@ -155,13 +169,18 @@ class Outputs(Observer):
             return Message(self._dead_letter_topic or "", record.key, record.value, headers)
 
         try:
-            await self.kafka.send([*lists, letter(with_ledger=True)], record)
-        except MessageTooLarge as error:
-            if error.topic != self._dead_letter_topic:
-                raise
-            # The message itself may fit where its ledger did not.  What is up by now is not sent again.
-            rest = [Message(m.topic, m.key, m.value, m.headers) for m in lists if not m.up]
-            await self.kafka.send([*rest, letter(with_ledger=False)], record)
+            try:
+                await self.kafka.send([*lists, letter(with_ledger=True)], record)
+            except MessageTooLarge as error:
+                if error.topic != self._dead_letter_topic:
+                    raise
+                # The message itself may fit where its ledger did not.
+                again = [Message(m.topic, m.key, m.value, m.headers) for m in lists]
+                await self.kafka.send([*again, letter(with_ledger=False)], record)
+        except (MessageTooLarge, TopicUnavailable) as error:
+            if error.topic == self._dead_letter_topic:
+                raise DeadLetterRefused(name_of(record), str(error)) from error
+            raise
         self.letters += 1
 
 

@@ -178,7 +178,8 @@ class AsyncDataAnalysisService:
             if not self._connection[name] > 0:
                 raise ValueError(f"{name}={self._connection[name]!r}: it must be more than 0")
         if self._exactly_once:
-            self._connection["commit_interval"] = transaction_linger
+            # Somebody has to sleep for a moment, however much in a hurry.
+            self._connection["commit_interval"] = max(transaction_linger, 0.005)
         self._batches: dict[str, Any] = {
             "batch_timeout": batch_timeout,
             "cleanup_interval": cleanup_interval,

@@ -18,7 +18,15 @@ import trio
 from ._blame import must_get_out
 from ._collector import dispose
 from ._context import BatchContext, batch_context
-from ._errors import KafkaError, StrayCancel, TooManyDeadLetters, TrioaggError, UploadFailed, UploadTimedOut
+from ._errors import (
+    DeadLetterRefused,
+    KafkaError,
+    StrayCancel,
+    TooManyDeadLetters,
+    TrioaggError,
+    UploadFailed,
+    UploadTimedOut,
+)
 from ._lanes import interruptible, is_async
 
 if TYPE_CHECKING:
@@ -30,7 +38,8 @@ if TYPE_CHECKING:
 OnUploadFailure = Literal["stop", "skip", "dead_letter"]
 
 # The same call would fail in the same way: a mistake in the handler, or Kafka's refusal for good.
-_NOT_WORTH_RETRYING: Final = (TypeError, AttributeError, NameError, KafkaError, TooManyDeadLetters)
+_THE_END: Final = (TooManyDeadLetters, DeadLetterRefused)
+_NOT_WORTH_RETRYING: Final = (TypeError, AttributeError, NameError, KafkaError, *_THE_END)
 _FIRST_WAIT_SECONDS: Final = 0.1
 _LONGEST_WAIT_SECONDS: Final = 5.0
 
@@ -301,7 +310,7 @@ class Uploader:
         try:
             # The first try goes around stamina, which costs as much as 30 stations do and makes cyclic garbage.
             await self._try(upload, 1)
-        except TooManyDeadLetters:
+        except _THE_END:
             # Not this list's failure but the service's end, whatever is done with lists that fail.
             self._failed = True
             raise
@@ -326,7 +335,7 @@ class Uploader:
                     if tries == 1:
                         raise first_error
                     await self._try(upload, tries)
-        except TooManyDeadLetters:
+        except _THE_END:
             self._failed = True
             raise
         except Exception as error:

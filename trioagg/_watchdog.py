@@ -62,6 +62,8 @@ class Watchdog:
         while not self._ended.wait(min(_LOOK_SECONDS, self._seconds)):
             asked = time.monotonic()
             answered.clear()
+            if self._ended.is_set():
+                return
             with suppress(trio.RunFinishedError):
                 token.run_sync_soon(answered.set)
             if answered.wait(self._seconds) or self._ended.is_set():

@@ -12,6 +12,7 @@ from broker import Broker, Cluster, free_ports
 from ledger import Ledger, Verdict
 from members import SESSION_SECONDS, Member
 from proxy import Proxy
+from refusals import results_deleted, results_forbidden, results_too_small
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -304,6 +305,10 @@ CASES: Final = [
     Case(slow, 5, False, (AT_LEAST,)),
     Case(refused, 5, True, (EXACTLY,)),
     Case(leader_killed, 6, True, (EXACTLY,)),
+    # The suite looks at these in a test of their own.
+    Case(results_deleted, 3, True, ()),
+    Case(results_too_small, 3, True, ()),
+    Case(results_forbidden, 3, True, ()),
 ]
 
 

@@ -2,7 +2,8 @@
 
     python served.py '{"topic": ..., "group": ..., "results": ..., "bootstrap": ..., ...}'
 
-SIGTERM drains it; SIGUSR1 prints the stacks of its threads.  It says "ready" once it is connected.
+SIGTERM drains it.  SIGUSR1 prints the stacks of its threads and, unless the loop is blocked, of its Trio tasks.  It
+says "ready" once it is connected.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from typing import Any
 
 import trio
@@ -72,6 +74,7 @@ class Served:
         return {"station_id": station_id, "number": record["number"], "value": record["number"] * 7 + record["index"]}
 
     async def main(self) -> None:
+        trio.lowlevel.spawn_system_task(stacks_on_signal)  # it must not keep the program from its end
         async with trio.open_nursery() as nursery:
             await nursery.start(self.stop_on_signal)
             await nursery.start(self.service.run, self.process_station)
@@ -89,6 +92,24 @@ class Served:
                 await self.service.stop()
                 print(json.dumps(figures(self.service)), flush=True)
                 return
+
+
+async def stacks_on_signal() -> None:
+    faulthandler.unregister(signal.SIGUSR1)  # a second register() alone would not put it in front of the receiver
+    with trio.open_signal_receiver(signal.SIGUSR1) as signals:
+        # In front, for it speaks even when nothing in Python can.
+        faulthandler.register(signal.SIGUSR1, chain=True)
+        async for _ in signals:
+            root = trio.lowlevel.current_root_task()
+            print("\n".join(stacks(root, 0)) if root is not None else "no tasks", file=sys.stderr, flush=True)
+
+
+def stacks(task: trio.lowlevel.Task, depth: int) -> list[str]:
+    frames = traceback.StackSummary.extract(task.iter_await_frames())
+    lines = ["  " * depth + f"- {task.name}"]
+    lines += ["  " * depth + f"    {frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
+    children = [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+    return lines + [line for child in children for line in stacks(child, depth + 1)]
 
 
 def figures(service: trioagg.AsyncDataAnalysisService) -> dict[str, Any]:

@@ -16,9 +16,17 @@ if TYPE_CHECKING:
     from ledger import Verdict
 
 
+CASES = [
+    (results_deleted, "at_least_once"),
+    (results_deleted, "exactly_once"),
+    (results_too_small, "at_least_once"),
+    (results_too_small, "exactly_once"),
+    (results_forbidden, "exactly_once"),
+]
+
+
 @pytest.mark.deadline(240)
-@pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
-@pytest.mark.parametrize("refusal", [results_deleted, results_too_small, results_forbidden])
+@pytest.mark.parametrize(("refusal", "delivery"), CASES)
 def test_the_service_ends_with_the_reason_and_commits_nothing_past_it(
     kafka: Kafka, jars: Path, refusal: Callable[[Run], Verdict], delivery: str
 ) -> None:
