@@ -143,23 +143,6 @@ async def test_members_that_come_and_go_repeat_nothing(kafka: Kafka) -> None:
     assert load.once_each()
 
 
-async def test_a_broker_that_is_killed_and_comes_back_repeats_nothing(
-    own_broker: Broker, caplog: pytest.LogCaptureFixture
-) -> None:
-    load = Transactions(own_broker.bootstrap, 400)
-    service = load.service(max_batches_in_flight=20)
-    with trio.fail_after(110):
-        async with service.start(a_moment):
-            for up in (50, 150):
-                await until(lambda: service.statistics().uploaded >= up)  # noqa: B023 - it ends before the next
-                own_broker.kill()
-                await trio.sleep(1)
-                await trio.to_thread.run_sync(own_broker.start)
-            await until(lambda: service.statistics().uploaded == 400, 90)
-    assert load.once_each()
-    assert load.committed() == load.ends()
-
-
 async def test_a_broker_that_does_not_answer_for_longer_than_a_transaction_repeats_nothing(own_broker: Broker) -> None:
     load = Transactions(own_broker.bootstrap, 300)
     service = load.service(max_batches_in_flight=20)
