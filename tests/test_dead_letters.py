@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import trio
-from broker import Kafka, create_topic, delete_topic, produce, read_all, unique
+from broker import Kafka, delete_topic, produce
 from hypothesis import given
 from hypothesis import strategies as st
-from load import Load, double, message
+from load import DeadLoad, double, message, until
 
 import trioagg
 from trioagg import (
@@ -26,18 +26,9 @@ from trioagg import (
 from trioagg._letters import Brake, dead_letter_headers
 from trioagg._stations import parse_message
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 
 def headers_of(letter: Any) -> dict[str, str]:
     return {name: value.decode() for name, value in letter.headers()}
-
-
-async def until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    with trio.fail_after(seconds):
-        while not condition():
-            await trio.sleep(0.02)
 
 
 # The letter.
@@ -227,20 +218,6 @@ def test_settings_that_contradict_each_other_are_named(arguments: dict, says: st
 
 
 # On Kafka.
-
-
-class DeadLoad(Load):
-    """A load with a topic for its dead letters."""
-
-    def __init__(self, bootstrap: str, messages: int = 0, **config: str) -> None:
-        super().__init__(bootstrap, messages)
-        self.dead = create_topic(bootstrap, unique("dead"), 1, config)
-
-    def service(self, **settings: object) -> trioagg.AsyncDataAnalysisService:
-        return super().service(**{"dead_letter_topic": self.dead, **settings})
-
-    def letters(self) -> list[Any]:
-        return read_all(self.bootstrap, self.dead)
 
 
 @pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])

@@ -5,42 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import trio
-from broker import Kafka, create_topic, delete_topic, produce, read_all, unique
+from broker import Kafka, delete_topic, produce
 from confluent_kafka import Consumer, TopicPartition
-from load import Load, double, message
+from load import DeadLoad, Load, double, message, until
 
 import trioagg
 from trioagg import DeadLetterLimit, TooManyDeadLetters, TopicUnavailable
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-
-async def until(condition: Callable[[], bool], seconds: float = 15) -> None:
-    with trio.fail_after(seconds):
-        while not condition():
-            await trio.sleep(0.02)
-
-
-class DeadLoad(Load):
-    def __init__(self, bootstrap: str, messages: int = 0, partitions: int = 1, **config: str) -> None:
-        super().__init__(bootstrap, messages, partitions=partitions)
-        self.dead = create_topic(bootstrap, unique("dead"), 1, config)
-
-    def service(self, **settings: object) -> trioagg.AsyncDataAnalysisService:
-        return super().service(**{"dead_letter_topic": self.dead, **settings})
-
-    def letters(self) -> list[Any]:
-        return read_all(self.bootstrap, self.dead)
-
 
 # a refused list, staged after one of a higher offset.
 async def test_a_refused_list_that_was_staged_after_a_later_one_does_not_stop_the_partition(kafka: Kafka) -> None:
-    load = DeadLoad(kafka.bootstrap, 2)
+    load = DeadLoad(kafka.bootstrap, 2, partitions=1)
 
     async def first_is_large_and_slow(station_id: str, module_input: dict) -> dict:
         number = (await double(station_id, module_input))["number"]
@@ -73,7 +52,7 @@ async def test_after_an_offset_reset_lists_go_up(kafka: Kafka) -> None:
 # a header without a value.
 @pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
 async def test_poison_with_a_null_header_becomes_a_letter(kafka: Kafka, delivery: str) -> None:
-    load = DeadLoad(kafka.bootstrap)
+    load = DeadLoad(kafka.bootstrap, partitions=1)
     produce(kafka.bootstrap, load.topic, [(b"k", b"{", 0, [("h", None)])])
     service = load.service(delivery=delivery, drain_timeout=3.0)
     with trio.fail_after(60):
@@ -84,7 +63,7 @@ async def test_poison_with_a_null_header_becomes_a_letter(kafka: Kafka, delivery
 # the letter of some stations is refused, with "skip".
 @pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
 async def test_a_refused_letter_of_stations_does_not_lose_the_list(kafka: Kafka, delivery: str) -> None:
-    load = DeadLoad(kafka.bootstrap, 0, **{"max.message.bytes": "300"})
+    load = DeadLoad(kafka.bootstrap, 0, partitions=1, **{"max.message.bytes": "300"})
     produce(kafka.bootstrap, load.topic, [(None, message(0, 20), 0)])
 
     async def one_fails(station_id: str, module_input: dict) -> dict:
@@ -110,7 +89,7 @@ async def test_a_refused_letter_of_stations_does_not_lose_the_list(kafka: Kafka,
 @pytest.mark.parametrize("policy", ["stop", "skip", "dead_letter"])
 @pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
 async def test_the_brake_for_stations_stops_the_service(kafka: Kafka, policy: str, delivery: str) -> None:
-    load = DeadLoad(kafka.bootstrap, 30)
+    load = DeadLoad(kafka.bootstrap, 30, partitions=1)
 
     async def fails(station_id: str, module_input: dict) -> dict:
         raise ValueError
@@ -169,7 +148,7 @@ async def test_a_linger_of_nothing_does_not_keep_a_core_busy(kafka: Kafka) -> No
 async def test_a_refused_list_with_a_letter_for_stations_has_one_letter_and_is_counted_once(
     kafka: Kafka, delivery: str
 ) -> None:
-    load = DeadLoad(kafka.bootstrap, 1)
+    load = DeadLoad(kafka.bootstrap, 1, partitions=1)
 
     async def large(station_id: str, module_input: dict) -> dict:
         if station_id == "S001":
@@ -212,7 +191,7 @@ async def test_a_revoke_while_a_producer_is_made_does_not_crash(
                 with monkeypatch.context() as patch:
                     patch.setattr(_kafka_transactions.aiokafka, "AIOKafkaProducer", Hangs)
                     # The committer must not hold the lock: it is the revoke's own try that is given up.
-                    group._commit_interval = 3600.0
+                    group.commits._interval = 3600.0
                     await trio.sleep(0.2)
                     load.send(2)
                     await trio.sleep(0.5)
@@ -238,7 +217,7 @@ async def test_a_list_beyond_our_own_limit_is_refused_in_exactly_once(
     from trioagg import _kafka_transactions
 
     monkeypatch.setattr(_kafka_transactions, "MAX_MESSAGE_BYTES", 20_000)  # instead of 32 MiB
-    load = DeadLoad(kafka.bootstrap, 1)
+    load = DeadLoad(kafka.bootstrap, 1, partitions=1)
 
     async def large(station_id: str, module_input: dict) -> dict:
         return {"large": "x" * 30_000}
@@ -323,7 +302,7 @@ async def test_who_is_fenced_between_two_sends_is_only_fenced(kafka: Kafka) -> N
 
 # the brake with a handler beside.
 async def test_the_brake_is_not_tried_again(kafka: Kafka) -> None:
-    load = DeadLoad(kafka.bootstrap, 3)
+    load = DeadLoad(kafka.bootstrap, 3, partitions=1)
     calls: list[str] = []
 
     async def fails(station_id: str, module_input: dict) -> dict:

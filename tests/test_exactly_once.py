@@ -3,31 +3,14 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 import pytest
 import trio
 from broker import Broker, Kafka, read_all
 from confluent_kafka import Producer
-from load import Load, double
+from load import Load, all_committed, double, until
 
 import trioagg
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-
-async def until(condition: Callable[[], bool], seconds: float = 40) -> None:
-    with trio.fail_after(seconds):
-        while not condition():
-            await trio.sleep(0.02)
-
-
-async def all_committed(load: Load, seconds: float = 40) -> None:
-    with trio.fail_after(seconds):
-        # In a thread: it asks a broker that may be waiting for us.
-        while await trio.to_thread.run_sync(load.committed) != load.ends():
-            await trio.sleep(0.2)
 
 
 async def a_moment(station_id: str, module_input: dict) -> dict:

@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 from confluent_kafka import Consumer, KafkaException, TopicPartition
-from load import Load, double
+from load import Load, double, until
 
 import trioagg
-from trioagg import _kafka_group
+from trioagg import _kafka_commits
 from trioagg._finished_offsets import decode_finished, encode_finished
 from trioagg._watermark import Watermark
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from broker import Kafka
@@ -50,12 +49,6 @@ async def main():
 
 trio.run(main)
 """
-
-
-async def until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    with trio.fail_after(seconds):
-        while not condition():
-            await trio.sleep(0.02)
 
 
 async def test_after_a_kill_only_what_was_not_up_is_done_again(
@@ -154,7 +147,7 @@ async def test_when_a_commit_cannot_tell_of_all_that_is_finished_no_more_is_fetc
     kafka: Kafka, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load = Load(kafka.bootstrap, 40, partitions=1)
-    monkeypatch.setattr(_kafka_group, "encode_finished", functools.partial(encode_finished, limit=30))
+    monkeypatch.setattr(_kafka_commits, "encode_finished", functools.partial(encode_finished, limit=30))
     first_may_end = trio.Event()
 
     async def the_first_waits(station_id: str, module_input: dict) -> dict:

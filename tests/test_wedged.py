@@ -8,28 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from load import Load, double
+from load import Load, all_committed, double, until
 
 from trioagg import _kafka_sink, _kafka_source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from broker import Broker, Kafka
 
     import trioagg
-
-
-async def until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    with trio.fail_after(seconds):
-        while not condition():
-            await trio.sleep(0.02)
-
-
-async def all_committed(load: Load) -> None:
-    with trio.fail_after(40):
-        while await trio.to_thread.run_sync(load.committed) != load.ends():
-            await trio.sleep(0.2)
 
 
 def halves_of(service: trioagg.AsyncDataAnalysisService) -> tuple[Any, Any]:

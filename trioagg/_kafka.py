@@ -135,7 +135,7 @@ class Kafka:
         Cancellation: is waited through.
         """
         if self._bridge.running:
-            tried = self._source.group.ask_for_commit()
+            tried = self._source.group.commits.ask()
             with trio.move_on_after(seconds, shield=True):
                 await tried.wait()
         await trio.lowlevel.checkpoint()
@@ -163,12 +163,12 @@ class Kafka:
             },
             records_delivered=source.delivered,
             already_done=source.already_done,
-            commits=group.commits,
+            commits=group.commits.acknowledged,
             rebalances=group.rebalances,
             late_finishes=group.late,
             dropped_records=group.dropped_records,
-            offset_resets=source.resets,
-            transactional_producers=source.producers,
+            offset_resets=source.beginnings.resets,
+            transactional_producers=source.beginnings.producers,
             rebuilds=source.rebuilds + (0 if self._sink is None else self._sink.rebuilds),
             loop_errors=self._bridge.errors.count,
         )

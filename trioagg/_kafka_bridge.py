@@ -64,7 +64,7 @@ class Bridge:
 
     def _release(self) -> None:
         if self.source is not None:
-            self.source.group.release()
+            self.source.group.commits.release()
 
     @trio.lowlevel.enable_ki_protection
     def leave(self) -> None:

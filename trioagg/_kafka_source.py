@@ -17,11 +17,11 @@ import aiokafka.errors
 import trio
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 
+from ._kafka_beginnings import Beginnings
 from ._kafka_claims import Claim, Record
 from ._kafka_connect import RETRY_BACKOFF_SECONDS, is_reachable_aio, look_for_topic_aio
 from ._kafka_group import REVOKE_RESERVE_SECONDS, Group, end_transactors_aio
 from ._kafka_tasks import Tasks, ended_aio, set_aio, stopped_aio, unhurried_aio
-from ._kafka_transactions import Transactor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -69,8 +69,9 @@ class Source:
     ) -> None:
         self._address, self._absence, self._room = address, absence, room
         self._topics = list(partitions)
-        self._known_at_start = {(topic, number) for topic, numbers in partitions.items() for number in numbers}
-        self._max_uncommitted, self._transactional = max_uncommitted, transactional
+        known_at_start = {(topic, number) for topic, numbers in partitions.items() for number in numbers}
+        self._partitions_at_start = max(1, len(known_at_start))
+        self._max_uncommitted = max_uncommitted
         self._rebalance_seconds = revoke_timeout + REVOKE_RESERVE_SECONDS
         self.group = Group(
             group_id,
@@ -81,7 +82,7 @@ class Source:
             dropped=dropped,
             discard_waiting=self._discard_waiting,
             changed=self.wake,
-            claimed=self._claimed,
+            claimed=lambda claims: self.beginnings.claimed(claims),
             fail=fail,
         )
         # Unbounded, for it must never be waited for; room() is the bound.
@@ -90,6 +91,14 @@ class Source:
         self._stopping = False
         self._just_served: set[Any] = set()
         self._tasks = Tasks(fail)
+        self.beginnings = Beginnings(
+            address,
+            self.group,
+            self._tasks,
+            known_at_start=known_at_start,
+            transactional=transactional,
+            begun=self.wake,
+        )
         self._pump: asyncio.Task[None] | None = None
         self._commits: asyncio.Task[None] | None = None
         self._poll_began: float | None = None
@@ -97,7 +106,7 @@ class Source:
         """Without progress for so long, though Kafka answers, a client is made anew."""
         self.rebuilds = 0
         self._consumer: Any = None
-        self.delivered = self.resets = self.producers = self.already_done = 0
+        self.delivered = self.already_done = 0
 
     # Trio's side.
 
@@ -112,7 +121,7 @@ class Source:
 
     def lag(self, partition: Any, claim: Claim) -> int | None:
         """Messages between our position and the end of the partition, as the last fetch saw it."""
-        end = self.group.end_of(partition)
+        end = self.group.member.end_of(partition)
         return None if end is None or claim.position is None else max(0, end - claim.position)
 
     def _discard_waiting(self) -> None:
@@ -127,7 +136,7 @@ class Source:
     # Life.
 
     async def start_aio(self) -> None:
-        self._consumer = self.group.consumer = self._new_consumer(self._address.reached)
+        self._consumer = self.group.member.consumer = self._new_consumer(self._address.reached)
         await unhurried_aio(self._consumer.start())
         self._go()
         self._tasks.start(self._look_around_aio(), "look around")
@@ -135,17 +144,17 @@ class Source:
     def _go(self) -> None:
         self._consumer.subscribe(topics=self._topics, listener=self.group)
         self._pump = self._tasks.start(self._pump_aio(), "pump")
-        self._commits = self._tasks.start(self.group.commit_now_and_then_aio(), "commits")
+        self._commits = self._tasks.start(self.group.commits.now_and_then_aio(), "commits")
 
     def _new_consumer(self, bootstrap_servers: str) -> Any:
         settings = self._address.settings
         # The client fetches ahead for every assigned partition, and holds one answer while it asks for the next.
-        fetch = settings.max_fetch_bytes // (2 * max(1, len(self._known_at_start)))
+        fetch = settings.max_fetch_bytes // (2 * self._partitions_at_start)
         # The assignor keeps its memory in the class: one of our own, else two members of one process share it.
         assignor = type("Sticky", (StickyPartitionAssignor,), {})
         return aiokafka.AIOKafkaConsumer(
             **self._address.client(bootstrap_servers),
-            group_id=self.group.group_id,
+            group_id=self.group.member.group_id,
             group_instance_id=settings.group_instance_id,
             enable_auto_commit=False,
             auto_offset_reset="none",  # both cases come to us as errors, and we decide, log and count
@@ -176,11 +185,11 @@ class Source:
             # It ends by itself, but where its poll waits for a rebalance to end.
             await ended_aio(self._pump, 0.0 if self.group.rebalancing else min(4 * _POLL_SECONDS, left(0.3)))
         if commit and self._consumer is not None:
-            last = asyncio.create_task(self.group.commit_aio(everything=True))
+            last = asyncio.create_task(self.group.commits.commit_aio(everything=True))
             if not await ended_aio(last, left(0.6)) or not last.result():
                 logger.error("the last commit was not acknowledged: some batches will be processed again")
         await self._tasks.cancel_aio(max(1.0, left(0.5)))  # producers that are just being made are stopped first
-        self.group.release()
+        self.group.commits.release()
         claims = list(self.group.claims.values())
         self.group.close_claims()
         await end_transactors_aio(claims)
@@ -191,7 +200,7 @@ class Source:
             return True
         # It waits for a join or for an answer that does not come, or it fell over half-way.
         if not stop.done():
-            await self.group.leave_aio(left(0.4))
+            await self.group.member.leave_aio(left(0.4))
             if await ended_aio(stop, left(0.5)):
                 return True
         await ended_aio(asyncio.create_task(self._consumer._client.close()), left(0.9))
@@ -212,7 +221,7 @@ class Source:
             if not self.group.rebalancing:
                 began = loop.time()
             elif not self.group.claims:
-                logger.info("waiting to join group %s (%.0f s)", self.group.group_id, loop.time() - began)
+                logger.info("waiting to join group %s (%.0f s)", self.group.member.group_id, loop.time() - began)
             for topic in self._topics:
                 # The client goes on without a topic that is deleted, and says nothing.
                 if not self._consumer.partitions_for_topic(topic):
@@ -223,7 +232,7 @@ class Source:
     async def _look_for_progress_aio(self, answers_since: float | None) -> float | None:
         """Make a wedged client anew.  Given and returned: since when Kafka answers others, though not us."""
         now = asyncio.get_running_loop().time()
-        committing = self.group.commit_seconds()
+        committing = self.group.commits.seconds()
         self._absence.noticed(committing, "commits")
         stuck = max(committing, 0.0 if self._poll_began is None else now - self._poll_began)
         # A client whose broker is away only waits: made anew, it would lose what it knows and gain nothing.
@@ -248,7 +257,7 @@ class Source:
         await self.group.begin_anew_aio()
         await stopped_aio(self._consumer, _STOP_SECONDS)
         while not self._stopping:
-            self._consumer = self.group.consumer = self._new_consumer(self._address.bootstrap_servers)
+            self._consumer = self.group.member.consumer = self._new_consumer(self._address.bootstrap_servers)
             try:
                 await unhurried_aio(self._consumer.start())
                 break
@@ -296,11 +305,11 @@ class Source:
         try:
             found = await self._consumer.getmany(*partitions, timeout_ms=round(seconds * 1000), max_records=limit)
         except aiokafka.errors.NoOffsetForPartitionError as error:
-            self._begin(error.args[0], self._address.settings.start_offset)
+            self.beginnings.begin(error.args[0], self._address.settings.start_offset)
             return 0
         except aiokafka.errors.OffsetOutOfRangeError as error:
             for partition, offset in error.args[0].items():
-                self._out_of_range(partition, offset)
+                self.beginnings.out_of_range(partition, offset)
             return 0
         except aiokafka.errors.KafkaError as error:
             if not error.retriable:
@@ -337,98 +346,3 @@ class Source:
             send(Record(got.topic, got.partition, got.offset, timestamp, got.key, got.value, got.headers, claim))
         claim.position = messages[-1].offset + 1
         self.delivered += len(messages)
-
-    # Where to begin.
-
-    def _claimed(self, claims: Mapping[Any, Claim]) -> None:
-        for claim in claims.values():
-            claim.starting = True
-        if not self._transactional:
-            self._tasks.start(self._read_back_aio(claims), "read back")
-            return
-        for partition, claim in claims.items():
-            transactor = claim.transactor = Transactor(
-                self._address,
-                self.group.group_id,
-                partition,
-                claim,
-                still_member_aio=self.group.is_member_aio,
-                committed_aio=self.group.committed_aio,
-                started=self._count_producer,
-            )
-            self._tasks.start(self._take_over_aio(partition, claim, transactor), f"take over {claim.name}")
-
-    async def _read_back_aio(self, claims: Mapping[Any, Claim]) -> None:
-        # Nothing is committed meanwhile: the last owner has given the partitions back, or is not listened to any more.
-        await self.group.read_back_aio(claims)
-        for claim in claims.values():
-            claim.starting = False
-        self._woken.set()
-
-    def _count_producer(self) -> None:
-        self.producers += 1
-
-    async def _take_over_aio(self, partition: Any, claim: Claim, transactor: Transactor) -> None:
-        # The client has asked for the position itself, but before the old owner was fenced.
-        offset = await transactor.start_aio()
-        if claim.state != "open":
-            await transactor.end_aio()
-        elif offset is None:
-            claim.starting = False
-            self._begin(partition, self._address.settings.start_offset)
-        else:
-            self._go_on_at(partition, claim, offset)
-            claim.watermark.committed(offset)
-
-    def _go_on_at(self, partition: Any, claim: Claim, offset: int) -> None:
-        self._consumer.seek(partition, offset)
-        claim.position = offset
-        claim.watermark.advance_to(offset)
-        claim.starting = False
-        self._woken.set()
-
-    def _begin(self, partition: Any, where: str) -> None:
-        claim = self.group.claims.get(partition)
-        if claim is not None and not claim.starting:
-            claim.starting = True
-            self._tasks.start(self._begin_aio(partition, claim, where), f"start of {claim.topic}/{claim.partition}")
-
-    async def _begin_aio(self, partition: Any, claim: Claim, where: str) -> None:
-        # What appeared after our start was not there when "latest" was said: nothing of it may be missed.
-        latest = where == "latest" and (partition.topic, partition.partition) in self._known_at_start
-        look = self._consumer.end_offsets if latest else self._consumer.beginning_offsets
-        while claim.state == "open":
-            try:
-                offset = (await look([partition]))[partition]
-                break
-            except aiokafka.errors.KafkaError as error:
-                logger.warning("start offset of %s/%s: %r; trying again", claim.topic, claim.partition, error)
-                await asyncio.sleep(RETRY_BACKOFF_SECONDS)
-        if claim.state != "open":
-            return
-        self._go_on_at(partition, claim, offset)
-        if latest:
-            self.group.commit_soon()  # after a crash, the end would be another one
-
-    def _out_of_range(self, partition: Any, offset: int) -> None:
-        old = self.group.claims.get(partition)
-        if old is None or old.state != "open" or old.starting:
-            return
-        self.resets += 1
-        logger.error(
-            "offset %d of %s/%d is not there any more (deleted by retention, or the topic was made anew): "
-            "going on with the earliest one; what lies between is lost",
-            offset,
-            partition.topic,
-            partition.partition,
-        )
-        # Another claim: what is finished under the old one says nothing about the offsets that come now.
-        old.state = "closed"
-        new = self.group.claims[partition] = Claim(partition.topic, partition.partition)
-        if old.transactor is not None:
-            # Nobody else has had it: the producer is still the right one.  But what is in flight has no offset any more
-            # that it could be committed with.
-            self.group.give_up([old])
-            new.transactor = old.transactor
-            new.transactor.go_over_to(new)
-        self._begin(partition, "earliest")
