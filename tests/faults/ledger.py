@@ -36,7 +36,7 @@ class Verdict:
     longest_stall_seconds: float
     """Between two lists of one partition, while there was something to do."""
     recovered_seconds: list[float] = field(default_factory=list)
-    """From each fault to the next list."""
+    """From each fault, or from its end where it lasts, to the next list."""
     committed: bool = True
     """Whether all of the input is committed."""
 
@@ -167,7 +167,8 @@ class Ledger:
             for ordered in map(sorted, of_partition.values())
             for earlier, later in itertools.pairwise(ordered)
         ]
-        recovered = [next((t - fault for t in times if t > fault), float("nan")) for fault in self.faults]
+        after = [[moment for moment in times if moment > fault] for fault in self.faults]
+        recovered = [later[0] - fault for later, fault in zip(after, self.faults, strict=True) if later]
         return Verdict(
             inputs=self.sent,
             lists=lists.total() + strange,
