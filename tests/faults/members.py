@@ -103,5 +103,7 @@ class Member:
         code = self.wait(seconds)
         if code != 0:
             raise RuntimeError(f"a member ended with code {code}:\n{self.said()[-3000:]}")
-        figures: dict[str, Any] = json.loads(self.said().strip().splitlines()[-1])
+        # Not simply the last line: what a client leaves lying about is logged when the loop is closed.
+        told = [line for line in self.said().splitlines() if line.startswith('{"uploaded"')]
+        figures: dict[str, Any] = json.loads(told[-1])
         return figures
