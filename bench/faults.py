@@ -63,7 +63,7 @@ def main(only: tuple[str, ...], *, rounds: int | None, deliveries: tuple[str, ..
                         "recovery": verdict.recovery,
                         "problems": scenarios.problems(case, run, verdict),
                     }
-                except Exception as error:
+                except Exception as error:  # a case that breaks off is a row of its own, and the others still run
                     row = {"problems": [f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])]}
                 row |= {"scenario": case.name, "what": case.scenario.__doc__, "delivery": delivery, "rounds": count}
                 row["seconds"] = time.monotonic() - began

@@ -208,7 +208,7 @@ def no_kafka(
             nursery.cancel_scope.cancel()
 
     real = trioagg._kafka.open_kafka
-    trioagg._kafka.open_kafka = open_no_kafka  # type: ignore[assignment]
+    trioagg._kafka.open_kafka = open_no_kafka  # type: ignore[assignment]  # it stands in for the real one
     try:
         yield opened
     finally:
@@ -225,7 +225,7 @@ class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self.format(record).encode()
-        except Exception:
+        except Exception:  # a line that cannot be written, for whatever reason, is what is counted here
             self._tally.unwritable_lines += 1
             self._tally.templates.add(str(record.msg))
 
@@ -261,7 +261,7 @@ async def fuzz(
                 try:
                     async with service.start(station, upload):
                         await opened[-1].wait_settled()
-                except Exception as error:
+                except Exception as error:  # any stop of the service is what is looked for
                     suspects = [record.value for record in (*opened[-1].in_flight.values(), *opened[-1].given_up)]
                     tally.stops.append(f"{type(error).__name__}: {error!s:.200}")
                     if search:
@@ -292,10 +292,10 @@ async def station(station_id: str, module_input: Any) -> dict[str, Any] | None:
         case 0:
             return None  # noqa: ASYNC910 - as callbacks are that have nothing to wait for
         case 1:
-            raise ValueError(station_id)  # noqa: ASYNC910
+            raise ValueError(station_id)  # noqa: ASYNC910 - as above
         case 2:
             await trio.lowlevel.checkpoint()
-    return {"station_id": station_id, "said": module_input}  # noqa: ASYNC910
+    return {"station_id": station_id, "said": module_input}  # noqa: ASYNC910 - as above
 
 
 def main(count: int, *, seed: int, dead_letters: bool, as_json: bool) -> None:

@@ -106,7 +106,7 @@ async def test_the_brake_for_stations_stops_the_service(kafka: Kafka, policy: st
             async with service.start(fails):
                 with trio.move_on_after(4):
                     await trio.sleep_forever()
-        except BaseException as e:
+        except BaseException as e:  # whatever came out is looked at below
             error = e
     assert isinstance(error, TooManyDeadLetters)
 
@@ -125,7 +125,7 @@ async def test_a_result_topic_that_is_deleted_is_said_in_exactly_once(kafka: Kaf
                 load.send(1)
                 with trio.move_on_after(25):
                     await trio.sleep_forever()
-        except BaseException as e:
+        except BaseException as e:  # whatever came out is looked at below
             error = e
     assert isinstance(error, trioagg.UploadFailed | TopicUnavailable)
 
@@ -205,7 +205,7 @@ async def test_a_revoke_while_a_producer_is_made_does_not_crash(
                         await until(lambda: service.statistics().kafka.rebalances >= 1, 20)
                         await trio.sleep(3)
                         nursery.cancel_scope.cancel()
-        except BaseException as e:
+        except BaseException as e:  # whatever came out is looked at below
             error = e
     assert error is None
 
@@ -320,7 +320,7 @@ async def test_the_brake_is_not_tried_again(kafka: Kafka) -> None:
             async with service.start(fails, handler):
                 with trio.move_on_after(8):
                     await trio.sleep_forever()
-        except BaseException as e:
+        except BaseException as e:  # whatever came out is looked at below
             error = e
     assert isinstance(error, TooManyDeadLetters)
     assert len(calls) == len(set(calls))

@@ -168,7 +168,7 @@ class Transactor:
             self._tell("no transactions for %s yet: %r; trying again", error)
             await asyncio.sleep(RETRY_BACKOFF_SECONDS)
             return False
-        except BaseException:
+        except BaseException:  # a cancellation too: nothing of it may be left behind
             await stopped_aio(producer, _STOP_SECONDS)
             raise
         self._started()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import trio
 
@@ -185,6 +185,5 @@ class Outputs(Observer):
 
 
 def _record_of_batch() -> Record:
-    context = batch_context.get()
-    record: Any = context.source
-    return record  # type: ignore[no-any-return]
+    # The service puts nothing else there; the core knows it as an object, for it knows no Kafka.
+    return cast("Record", batch_context.get().source)

@@ -367,7 +367,7 @@ class Uploader:
             raise UploadFailed(upload.report.batch_id, tries) from error
         try:
             await self._bury(upload, error)
-        except Exception:
+        except Exception:  # whatever it is ends the service, if that does not end already
             if self._failed or upload.scope.cancel_called:
                 return False  # noqa: ASYNC910 - the tries were checkpoints
             self._failed = True
