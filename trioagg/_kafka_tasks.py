@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -89,8 +90,18 @@ async def unhurried_aio(start: Coroutine[Any, Any, None]) -> None:
 async def stopped_aio(client: Any, seconds: float) -> bool:
     """Stop a producer or a consumer, and abandon it if it takes longer: with something unacknowledged and no broker it
     would wait for ever.  Says whether it ended in good order."""
-    if await ended_aio(asyncio.create_task(client.stop()), seconds):
-        return True
+    in_good_order = await ended_aio(asyncio.create_task(client.stop()), seconds)
+    if not in_good_order:
+        await _broken_off_aio(client)
+    # A producer whose sender has died has failed all of its batches, and with each a future that nobody waits for.
+    accumulator = getattr(client, "_message_accumulator", None)
+    if accumulator is not None:
+        for batch in (*accumulator._pending_batches, *chain.from_iterable(accumulator._batches.values())):
+            _look_at(batch._drain_waiter)
+    return in_good_order
+
+
+async def _broken_off_aio(client: Any) -> None:
     parts = [getattr(client, name, None) for name in ("_sender", "_coordinator", "_fetcher")]
     tasks = {
         task for part in parts if part is not None for task in vars(part).values() if isinstance(task, asyncio.Task)
@@ -100,11 +111,15 @@ async def stopped_aio(client: Any, seconds: float) -> bool:
     if tasks:
         await asyncio.wait(tasks, timeout=_UNTIL_CANCELLED_SECONDS)
     for task in tasks:
-        if task.done() and not task.cancelled():
-            task.exception()
+        _look_at(task)
     connection = getattr(client, "client", None) or client._client
     await ended_aio(asyncio.create_task(connection.close()), _UNTIL_CANCELLED_SECONDS)
-    return False
+
+
+def _look_at(future: asyncio.Future[Any]) -> None:
+    """At its error, so that nobody complains that it was not looked at."""
+    if future.done() and not future.cancelled():
+        future.exception()
 
 
 async def abandon_aio(*clients: Any) -> None:
@@ -118,8 +133,7 @@ async def abandon_aio(*clients: Any) -> None:
     if left:
         await asyncio.wait(left, timeout=_UNTIL_CANCELLED_SECONDS)
     for task in left:
-        if task.done() and not task.cancelled():
-            task.exception()
+        _look_at(task)
     for client in clients:
         for connection in list(getattr(client, "_conns", {}).values()):
             connection.close()
