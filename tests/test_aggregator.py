@@ -1157,8 +1157,11 @@ async def test_observers_hear_the_life_of_a_batch(autojump_clock: MockClock) -> 
         def hears_answers(self) -> bool:
             return True
 
-        def opened(self, batch_id: str, expected: int) -> None:
-            heard.append((trio.current_time(), "opened", batch_id, expected))
+        def opened(self, batch: trioagg.BatchContext, expected: int) -> None:
+            heard.append((trio.current_time(), "opened", batch.batch_id, batch.deadline, expected))
+
+        def started(self, batch_id: str) -> None:
+            heard.append((trio.current_time(), "started", batch_id))
 
         def answered(self, batch_id: str, station_id: str, done: int, expected: int) -> None:
             heard.append((trio.current_time(), "answered", station_id, done, expected))
@@ -1169,15 +1172,20 @@ async def test_observers_hear_the_life_of_a_batch(autojump_clock: MockClock) -> 
         def closed(self, report: BatchReport) -> None:
             heard.append((trio.current_time(), "closed", report.completed_by))
 
+        def uploading(self, report: BatchReport, attempt: int) -> None:
+            heard.append((trio.current_time(), "uploading", attempt))
+
         def uploaded(self, report: BatchReport) -> None:
             heard.append((trio.current_time(), "uploaded"))
 
     async with BatchResultAggregator(shielded, Lists(seconds=1), observers=[Ears()]) as aggregator:
         await aggregator.submit("b", {"A": 1.0, "B": 8.0})
     assert heard == [
-        (0, "opened", "b", 2),
+        (0, "opened", "b", 5, 2),
+        (0, "started", "b"),
         (1, "answered", "A", 1, 2),
         (5, "closed", "timeout"),
+        (5, "uploading", 1),
         (6, "uploaded"),
         (8, "ignored", "B", "late"),
     ]

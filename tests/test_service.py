@@ -425,3 +425,52 @@ def test_every_error_has_one_base() -> None:
     for error in (trioagg.UploadFailed, trioagg.ConnectFailed, trioagg.TopicUnavailable, trioagg.Closed):
         assert issubclass(error, TrioaggError)
     assert logging.getLogger("trioagg").handlers == []
+
+
+@pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
+async def test_an_observer_hears_the_whole_way_of_a_message(kafka: Kafka, delivery: str) -> None:
+    heard: dict[str, list[tuple[object, ...]]] = {}
+
+    class Ears(trioagg.Observer):
+        def fetched(self, topic: str, partition: int, first: int, last: int) -> None:
+            heard.setdefault(f"{partition}", []).append(("fetched", first, last))
+
+        def reading(self, topic: str, partition: int, offset: int) -> None:
+            heard[f"{partition}"].append(("reading", offset))
+
+        def opened(self, batch: trioagg.BatchContext, expected: int) -> None:
+            heard[f"{batch.partition}"].append(("opened", batch.offset, dict(batch.headers)["trace"], expected))
+            self.partition = f"{batch.partition}"
+
+        def started(self, batch_id: str) -> None:
+            heard[self.partition].append(("started",))
+
+        def closed(self, report: trioagg.BatchReport) -> None:
+            heard[self.partition].append(("closed", report.completed_by))
+
+        def uploading(self, report: trioagg.BatchReport, attempt: int) -> None:
+            heard[self.partition].append(("uploading", attempt))
+
+        def uploaded(self, report: trioagg.BatchReport) -> None:
+            heard[self.partition].append(("uploaded",))
+
+        def committed(self, topic: str, partition: int, offset: int) -> None:
+            heard[f"{partition}"].append(("committed", offset))
+
+    load = await in_thread(lambda: Load(kafka.bootstrap, partitions=1))
+    await in_thread(produce, kafka.bootstrap, load.topic, [(None, message(0), 0, [("trace", b"t1")], None)])
+    service = load.service(delivery=delivery, observers=[Ears()])
+    async with running(service, double):
+        await until(lambda: service.statistics().uploaded == 1)
+    # In a transaction a list is acknowledged together with its offset.
+    ends = [("committed", 1), ("uploaded",)]
+    assert heard.pop("0") == [
+        ("fetched", 0, 0),
+        ("reading", 0),
+        ("opened", 0, b"t1", 3),
+        ("started",),
+        ("closed", "all"),
+        ("uploading", 1),
+        *(ends if delivery == "exactly_once" else reversed(ends)),
+    ]
+    assert heard == {}

@@ -328,7 +328,7 @@ class BatchResultAggregator(Generic[T]):
         self._open[batch_id] = batch
         self._alive.add(batch)
         self._deadlines.add(batch)
-        self._observer.opened(batch_id, batch.progress[1])
+        self._observer.opened(batch.context, batch.progress[1])
         if not still_wanted():
             batch.abort()
         self._nursery.start_soon(self._serve, batch, None if pushed else stations, name=batch_id)

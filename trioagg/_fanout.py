@@ -284,6 +284,7 @@ async def serve(
                 if not batch._collector.missing:
                     batch.end(CompletedBy.ALL)
                 elif stations and call is not None and batch.report is None:
+                    batch._observer.started(batch.batch_id)
                     servers = _Servers(batch, stations, call, max_running_stations, nursery)
                     servers.start()
                 await wait_ended(batch)

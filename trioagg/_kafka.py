@@ -22,6 +22,7 @@ from ._kafka_connect import Address, connect_aio
 from ._kafka_log import Hush
 from ._kafka_sink import Message, Sink
 from ._kafka_source import Source
+from ._observer import Observer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
@@ -190,6 +191,7 @@ async def open_kafka(
     max_uncommitted: int,
     room: Callable[[], int],
     dropped: Callable[[Collection[Claim]], None],
+    observer: Observer = Observer.SILENT,
 ) -> AsyncIterator[Kafka]:
     """Connect, and consume until the block is left.
 
@@ -205,6 +207,7 @@ async def open_kafka(
       max_uncommitted: Messages of one partition that may be finished and not known as committed.
       room: How many records more would be taken now, beside those that wait in ``records``.  Called often.
       dropped: Told of the claims that ended with messages in flight, so that their batches be given up.
+      observer: Told what was fetched and what is committed.
 
     Raises:
       ConnectFailed: if there is no working connection within *connect_timeout*.
@@ -234,6 +237,7 @@ async def open_kafka(
                 bridge.source = Source(
                     address,
                     absence,
+                    observer,
                     {topic: partitions[topic] for topic in topics},
                     group_id=group_id,
                     revoke_timeout=revoke_timeout,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ._kafka_absence import Absence
     from ._kafka_claims import Claim
     from ._kafka_member import Member
+    from ._observer import Observer
 
 logger = logging.getLogger("trioagg")
 
@@ -46,8 +47,17 @@ class Commits:
       changed: Told when more or less may be fetched than before.
     """
 
-    def __init__(self, member: Member, absence: Absence, *, interval: float, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        member: Member,
+        absence: Absence,
+        observer: Observer,
+        *,
+        interval: float,
+        changed: Callable[[], None],
+    ) -> None:
         self._member, self._absence, self._interval, self._changed = member, absence, interval, changed
+        self._observer = observer
         # Setting an asyncio.Event costs Trio's side a crossing only where somebody waits for it.
         self._wanted = asyncio.Event()
         self._lock = asyncio.Lock()
@@ -189,6 +199,7 @@ class Commits:
             for offer in sent.values():
                 offer.claim.watermark.committed(offer.offset)
                 offer.claim.told = offer.beyond
+                self._observer.committed(offer.claim.topic, offer.claim.partition, offer.offset)
             self._changed()
             return True
         if isinstance(error, aiokafka.errors.CommitFailedError):
@@ -228,6 +239,9 @@ class Commits:
                 raise error
         up = [task.done() and not task.cancelled() and task.result() for task in under_way]
         self.acknowledged += sum(up)
+        for claim, is_up in zip(under_way.values(), up, strict=True):
+            if is_up and claim.watermark.acknowledged is not None:
+                self._observer.committed(claim.topic, claim.partition, claim.watermark.acknowledged)
         if any(up):
             self._answered()
         self._changed()

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from ._kafka_absence import Absence
     from ._kafka_claims import Record
+    from ._observer import Observer
 
 logger = logging.getLogger("trioagg")
 
@@ -49,6 +50,7 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         self,
         group_id: str,
         absence: Absence,
+        observer: Observer,
         *,
         revoke_timeout: float,
         commit_interval: float,
@@ -60,7 +62,7 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         fail: Callable[[BaseException], None],
     ) -> None:
         self.member = Member(group_id)
-        self.commits = Commits(self.member, absence, interval=commit_interval, changed=changed)
+        self.commits = Commits(self.member, absence, observer, interval=commit_interval, changed=changed)
         self._revoke_timeout, self._max_uncommitted = revoke_timeout, max_uncommitted
         self._dropped, self._discard_waiting, self._changed = dropped, discard_waiting, changed
         self._claimed, self._fail = claimed, fail

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from ._kafka_absence import Absence
     from ._kafka_connect import Address
+    from ._observer import Observer
 
 logger = logging.getLogger("trioagg")
 
@@ -56,6 +57,7 @@ class Source:
         self,
         address: Address,
         absence: Absence,
+        observer: Observer,
         partitions: Mapping[str, Sequence[int]],
         *,
         group_id: str,
@@ -67,7 +69,7 @@ class Source:
         dropped: Callable[[Collection[Claim]], None],
         fail: Callable[[BaseException], None],
     ) -> None:
-        self._address, self._absence, self._room = address, absence, room
+        self._address, self._absence, self._observer, self._room = address, absence, observer, room
         self._topics = list(partitions)
         known_at_start = {(topic, number) for topic, numbers in partitions.items() for number in numbers}
         self._partitions_at_start = max(1, len(known_at_start))
@@ -76,6 +78,7 @@ class Source:
         self.group = Group(
             group_id,
             absence,
+            observer,
             revoke_timeout=revoke_timeout,
             commit_interval=commit_interval,
             max_uncommitted=max_uncommitted,
@@ -334,6 +337,7 @@ class Source:
                 self._consumer.seek(partition, messages[0].offset)
             return
         self._just_served.add(partition)
+        self._observer.fetched(partition.topic, partition.partition, messages[0].offset, messages[-1].offset)
         deliver, send = claim.watermark.deliver, self._out.send_nowait
         done_before = claim.done_before
         for got in messages:

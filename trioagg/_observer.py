@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, ClassVar, Final, Literal
 from ._errors import printable, words
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
+    from ._context import BatchContext
     from ._records import Answer, BatchReport
 
 logger: Final = logging.getLogger("trioagg")
@@ -18,16 +19,28 @@ LogLanguage = Literal["en", "zh"]
 
 
 class Observer:
-    """Hears what happens to batches.  Every method may be overridden, none may wait, and none should raise."""
+    """Hears what happens to batches.  Every method may be overridden, none may wait, and none should raise.
+
+    In the order of a batch's life.  An event that nobody overrides costs nothing.
+    """
 
     SILENT: ClassVar[Observer]
+
+    def fetched(self, topic: str, partition: int, first: int, last: int) -> None:
+        """Kafka has given the messages with the offsets *first* to *last*, perhaps not all of them.  They wait."""
+
+    def reading(self, topic: str, partition: int, offset: int) -> None:
+        """A message has waited, and is decoded now."""
+
+    def opened(self, batch: BatchContext, expected: int) -> None:
+        """A batch was accepted."""
+
+    def started(self, batch_id: str) -> None:
+        """The batch's own task runs, and starts its stations.  In push mode there is nothing to start."""
 
     def hears_answers(self) -> bool:
         """Asked once for every batch: should :meth:`answered` be called for its stations?"""
         return False
-
-    def opened(self, batch_id: str, expected: int) -> None:
-        """A batch was accepted."""
 
     def answered(self, batch_id: str, station_id: str, done: int, expected: int) -> None:
         """A station has answered in time, whatever it said; *done* answers are in."""
@@ -38,8 +51,11 @@ class Observer:
     def closed(self, report: BatchReport) -> None:
         """A batch has ended and its list is fixed."""
 
+    def uploading(self, report: BatchReport, attempt: int) -> None:
+        """A try of an upload begins; the first one is number 1."""
+
     def uploaded(self, report: BatchReport) -> None:
-        """The list is up: whoever was to be called has returned."""
+        """The list is up: whoever was to be called has returned, and Kafka has acknowledged."""
 
     def upload_failed(self, report: BatchReport, error: BaseException, attempt: int, attempts: int) -> None:
         """A try of an upload has failed; after the last of *attempts* it is not repeated."""
@@ -50,52 +66,93 @@ class Observer:
     def dead_lettered(self, report: BatchReport) -> None:
         """A list was given up, and whoever takes dead letters has it."""
 
+    def committed(self, topic: str, partition: int, offset: int) -> None:
+        """Kafka has acknowledged that everything below *offset* is done."""
+
 
 Observer.SILENT = Observer()
 
 
 class Observers(Observer):
-    """Tells several."""
+    """Tells several, each of what it listens to."""
 
     def __init__(self, observers: Iterable[Observer]) -> None:
-        self._all = tuple(observers)
-        self._hearing: tuple[Observer, ...] = ()
+        everybody = tuple(observers)
+        self._fetched = [one.fetched for one in everybody if _listens(one.fetched)]
+        self._reading = [one.reading for one in everybody if _listens(one.reading)]
+        self._opened = [one.opened for one in everybody if _listens(one.opened)]
+        self._started = [one.started for one in everybody if _listens(one.started)]
+        self._answerable = [one for one in everybody if _listens(one.hears_answers)]
+        self._answered: list[Callable[[str, str, int, int], None]] = []
+        self._ignored = [one.ignored for one in everybody if _listens(one.ignored)]
+        self._closed = [one.closed for one in everybody if _listens(one.closed)]
+        self._uploading = [one.uploading for one in everybody if _listens(one.uploading)]
+        self._uploaded = [one.uploaded for one in everybody if _listens(one.uploaded)]
+        self._upload_failed = [one.upload_failed for one in everybody if _listens(one.upload_failed)]
+        self._upload_skipped = [one.upload_skipped for one in everybody if _listens(one.upload_skipped)]
+        self._dead_lettered = [one.dead_lettered for one in everybody if _listens(one.dead_lettered)]
+        self._committed = [one.committed for one in everybody if _listens(one.committed)]
+
+    def fetched(self, topic: str, partition: int, first: int, last: int) -> None:
+        for tell in self._fetched:
+            tell(topic, partition, first, last)
+
+    def reading(self, topic: str, partition: int, offset: int) -> None:
+        for tell in self._reading:
+            tell(topic, partition, offset)
+
+    def opened(self, batch: BatchContext, expected: int) -> None:
+        for tell in self._opened:
+            tell(batch, expected)
+
+    def started(self, batch_id: str) -> None:
+        for tell in self._started:
+            tell(batch_id)
 
     def hears_answers(self) -> bool:
-        self._hearing = tuple(observer for observer in self._all if observer.hears_answers())
-        return bool(self._hearing)
-
-    def opened(self, batch_id: str, expected: int) -> None:
-        for observer in self._all:
-            observer.opened(batch_id, expected)
+        self._answered = [one.answered for one in self._answerable if one.hears_answers()]
+        return bool(self._answered)
 
     def answered(self, batch_id: str, station_id: str, done: int, expected: int) -> None:
-        for observer in self._hearing:
-            observer.answered(batch_id, station_id, done, expected)
+        for tell in self._answered:
+            tell(batch_id, station_id, done, expected)
 
     def ignored(self, batch_id: str, station_id: str, answer: Answer) -> None:
-        for observer in self._all:
-            observer.ignored(batch_id, station_id, answer)
+        for tell in self._ignored:
+            tell(batch_id, station_id, answer)
 
     def closed(self, report: BatchReport) -> None:
-        for observer in self._all:
-            observer.closed(report)
+        for tell in self._closed:
+            tell(report)
+
+    def uploading(self, report: BatchReport, attempt: int) -> None:
+        for tell in self._uploading:
+            tell(report, attempt)
 
     def uploaded(self, report: BatchReport) -> None:
-        for observer in self._all:
-            observer.uploaded(report)
+        for tell in self._uploaded:
+            tell(report)
 
     def upload_failed(self, report: BatchReport, error: BaseException, attempt: int, attempts: int) -> None:
-        for observer in self._all:
-            observer.upload_failed(report, error, attempt, attempts)
+        for tell in self._upload_failed:
+            tell(report, error, attempt, attempts)
 
     def upload_skipped(self, report: BatchReport) -> None:
-        for observer in self._all:
-            observer.upload_skipped(report)
+        for tell in self._upload_skipped:
+            tell(report)
 
     def dead_lettered(self, report: BatchReport) -> None:
-        for observer in self._all:
-            observer.dead_lettered(report)
+        for tell in self._dead_lettered:
+            tell(report)
+
+    def committed(self, topic: str, partition: int, offset: int) -> None:
+        for tell in self._committed:
+            tell(topic, partition, offset)
+
+
+def _listens(method: Callable[..., object]) -> bool:
+    """Whether *method* was overridden."""
+    return getattr(method, "__func__", None) is not getattr(Observer, method.__name__, None)
 
 
 class Log(Observer):
@@ -135,10 +192,10 @@ class Log(Observer):
     def hears_answers(self) -> bool:
         return logger.isEnabledFor(self._answer_level)
 
-    def opened(self, batch_id: str, expected: int) -> None:
+    def opened(self, batch: BatchContext, expected: int) -> None:
         if logger.isEnabledFor(logging.INFO):
-            fields = {"batch_id": batch_id, "expected": expected}
-            logger.info(self._lines["opened"], batch_id, expected, extra=fields)
+            fields = {"batch_id": batch.batch_id, "expected": expected}
+            logger.info(self._lines["opened"], batch.batch_id, expected, extra=fields)
 
     def answered(self, batch_id: str, station_id: str, done: int, expected: int) -> None:
         fields = {"batch_id": batch_id, "station_id": station_id, "expected": expected}

@@ -15,6 +15,7 @@ from ._blame import lone_errors_bare
 from ._context import batch_context
 from ._errors import Closed, PoisonMessage
 from ._letters import DeadLetterLimit, check_verdicts
+from ._observer import Observers
 from ._reader import Reader
 from ._settings import InputLimits, KafkaSettings
 from ._stations import RESERVED_KEYS, batch_id
@@ -195,6 +196,8 @@ class AsyncDataAnalysisService:
             "observers": tuple(observers),
             "tune_gc": tune_gc,
         }
+        # Of what happens to a message before it has a batch, and after.
+        self._observer = Observers(self._batches["observers"])
         # Made here too, so that a wrong value is found where it was typed; it is also what statistics() of a service
         # that has not started are read from.
         self._aggregator: BatchResultAggregator[Any] = BatchResultAggregator(
@@ -354,6 +357,7 @@ class AsyncDataAnalysisService:
                         transactional=self._exactly_once,
                         room=lambda: max(0, aggregator.room - outputs.burying),
                         dropped=self._drop,
+                        observer=self._observer,
                         **self._connection,
                     ) as kafka,
                     aggregator,
@@ -392,6 +396,7 @@ class AsyncDataAnalysisService:
             if not record.claim.live or self._asked_to_stop.is_set():
                 kafka.discard(record)
                 continue
+            self._observer.reading(record.topic, record.partition, record.offset)
             try:
                 stations = self._reader.read(record)
             except PoisonMessage as error:

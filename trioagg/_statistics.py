@@ -12,6 +12,8 @@ from ._records import Answer, BatchReport, CompletedBy
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from ._context import BatchContext
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AggregatorStatistics:
@@ -64,7 +66,7 @@ class Totals(Observer):
         self._stations: Counter[str] = Counter()
         self._answers: Counter[Answer] = Counter()
 
-    def opened(self, batch_id: str, expected: int) -> None:
+    def opened(self, batch: BatchContext, expected: int) -> None:
         self.opened_batches += 1
 
     def ignored(self, batch_id: str, station_id: str, answer: Answer) -> None:

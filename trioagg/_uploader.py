@@ -345,6 +345,7 @@ class Uploader:
         return True
 
     async def _try(self, upload: Upload, number: int) -> None:
+        self._observer.uploading(upload.report, number)
         try:
             await self._deliver(upload)
         except Exception as error:

@@ -119,6 +119,11 @@ class Watermark:
         return limit if self._committed is None or limit > self._committed else None
 
     @property
+    def acknowledged(self) -> int | None:
+        """What the last acknowledged commit said; None before the first one."""
+        return self._committed
+
+    @property
     def base(self) -> int | None:
         """What a commit says now, acknowledged or not: None before there is anything to say."""
         return self._pending[0] if self._pending else self._limit
