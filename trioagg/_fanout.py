@@ -22,6 +22,7 @@ from ._errors import StrayCancel
 from ._lanes import Threads, is_async
 from ._observer import Observer
 from ._records import Answer, BatchReport, CompletedBy
+from ._stations import ModuleInputs
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -234,7 +235,7 @@ async def run_batch(
     return batch.report
 
 
-def as_it_is_now(stations: Mapping[str, T]) -> dict[str, T]:
+def as_it_is_now(stations: Mapping[str, Any]) -> Mapping[str, Any]:
     """The stations of a batch, whatever callers and callbacks do to their mapping while it runs.
 
     Raises:
@@ -242,7 +243,7 @@ def as_it_is_now(stations: Mapping[str, T]) -> dict[str, T]:
     """
     if not isinstance(stations, Mapping):
         raise TypeError(f"stations must be a mapping of station ids to values, not {type(stations).__name__}")
-    return dict(stations)
+    return stations if isinstance(stations, ModuleInputs) else dict(stations)  # nobody else has those
 
 
 def check_limits(*, batch_timeout: float, max_running_stations: int) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import trio
 
 from ._errors import PoisonMessage, words
-from ._stations import check_count, check_size, module_input, parse_message
+from ._stations import ModuleInputs, check_count, check_size, parse_message
 
 if TYPE_CHECKING:
     from ._settings import InputLimits
@@ -88,10 +88,7 @@ class Reader:
                 parsed.rejected,
                 "; ".join(parsed.rejected_places),
             )
-        return {
-            station_id: module_input(station_id, message.topic, records, message.timestamp_ms)
-            for station_id, records in parsed.stations.items()
-        }
+        return ModuleInputs(message.topic, parsed.stations, message.timestamp_ms)
 
 
 @trio.lowlevel.disable_ki_protection  # it is the user's code; see interruptible()

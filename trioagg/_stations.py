@@ -16,6 +16,8 @@ The rules of a message, as JSON (UTF-8, without a byte order mark):
 
 from __future__ import annotations
 
+from collections.abc import ItemsView, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import NoneType
 from typing import Any, Final
@@ -42,6 +44,9 @@ _JSON_NAMES: Final[dict[type, str]] = {
 }
 
 _decode = msgspec.json.Decoder().decode
+_Plain = None | bool | int | float | str
+_decode_flat = msgspec.json.Decoder(dict[str, _Plain | list[dict[str, _Plain]]]).decode
+_FLAT_DEPTH: Final = 3
 _USUAL_LIMITS: Final = InputLimits()
 
 
@@ -78,16 +83,7 @@ def parse_message(value: bytes | None, limits: InputLimits = _USUAL_LIMITS) -> P
     if value is None:
         return ParsedMessage(tombstone=True)
     check_size(value, limits)
-    try:
-        message = _decode(value)
-    except RecursionError as error:
-        raise PoisonMessage("nested too deep") from error
-    except (msgspec.DecodeError, ValueError) as error:  # not UTF-8 is a UnicodeDecodeError
-        raise PoisonMessage(f"not JSON: {error}") from error
-
-    # Counting is quick, and few brackets cannot nest deep.
-    if value.count(b"[") + value.count(b"{") > limits.max_depth and _is_deeper(message, limits.max_depth):
-        raise PoisonMessage(f"nested deeper than max_depth={limits.max_depth}")
+    message = _decoded(value, limits.max_depth)
 
     most = limits.max_id_chars
     stations: dict[str, list[dict[str, Any]]] = {}
@@ -155,6 +151,38 @@ def module_input(
     }
 
 
+class ModuleInputs(Mapping[str, dict[str, Any]]):
+    """The stations of one message.  What a station's callback gets is made when it is asked for, each time anew: made
+    beforehand, the inputs of all batches in flight are most of what the garbage collector has to look at."""
+
+    __slots__ = ("_records", "_timestamp_ms", "_topic")
+
+    def __init__(self, topic: str, records: dict[str, list[dict[str, Any]]], timestamp_ms: int | None) -> None:
+        self._topic, self._records, self._timestamp_ms = topic, records, timestamp_ms
+
+    def __getitem__(self, station_id: str) -> dict[str, Any]:
+        return module_input(station_id, self._topic, self._records[station_id], self._timestamp_ms)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._records)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def items(self) -> ItemsView[str, dict[str, Any]]:
+        return _Inputs(self)
+
+
+class _Inputs(ItemsView[str, dict[str, Any]]):
+    _mapping: ModuleInputs
+
+    def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        # The inherited one looks every station up.
+        topic, timestamp_ms = self._mapping._topic, self._mapping._timestamp_ms
+        for station_id, records in self._mapping._records.items():
+            yield station_id, module_input(station_id, topic, records, timestamp_ms)
+
+
 def batch_id(topic: str, partition: int, offset: int, timestamp_ms: int | None) -> str:
     """Name the batch of one Kafka record: ``{topic}_{partition}_{offset}_{seconds}``, with 0 for no timestamp."""
     seconds = 0 if timestamp_ms is None or timestamp_ms < 0 else timestamp_ms // 1000
@@ -171,6 +199,24 @@ def check_count(stations: int, limits: InputLimits) -> None:
     """Raise PoisonMessage for a message of too many stations."""
     if stations > limits.max_stations:
         raise PoisonMessage(f"{stations} stations, more than max_stations={limits.max_stations}")
+
+
+def _decoded(value: bytes, max_depth: int) -> Any:
+    if max_depth >= _FLAT_DEPTH:
+        # Most messages are lists of flat records.  The decoder sees it on the way; looking afterwards costs as much as
+        # decoding.  A message that is not flat, or no JSON, is soon found out.
+        with suppress(msgspec.MsgspecError, ValueError, RecursionError):
+            return _decode_flat(value)
+    try:
+        message = _decode(value)
+    except RecursionError as error:
+        raise PoisonMessage("nested too deep") from error
+    except (msgspec.DecodeError, ValueError) as error:  # not UTF-8 is a UnicodeDecodeError
+        raise PoisonMessage(f"not JSON: {error}") from error
+    # Counting is quick, and few brackets cannot nest deep.
+    if value.count(b"[") + value.count(b"{") > max_depth and _is_deeper(message, max_depth):
+        raise PoisonMessage(f"nested deeper than max_depth={max_depth}")
+    return message
 
 
 def _is_deeper(message: Any, limit: int) -> bool:
@@ -192,10 +238,17 @@ def _collect(elements: list[Any], stations: dict[str, list[dict[str, Any]]], mos
     """Add the records of *elements* to *stations*; return the indexes of those that should have been records."""
     nameless = []
     for index, element in enumerate(elements):
-        if type(element) is dict and (station_id := _station_id(element, most)) is not None:
-            stations.setdefault(station_id, []).append(element)
-        else:
+        station_id = None
+        if type(element) is dict:
+            station_id = element.get("stationId")
+            if type(station_id) is not str or not 0 < len(station_id) <= most:  # the usual one needs no call
+                station_id = _station_id(element, most)
+        if station_id is None:
             nameless.append(index)
+        elif station_id in stations:
+            stations[station_id].append(element)
+        else:
+            stations[station_id] = [element]
     if len(nameless) < len(elements) or any(_has_id_key(elements[index]) for index in nameless):
         return nameless
     return []
