@@ -22,7 +22,7 @@ import trio
 from trioagg import BatchReport, Verdict, run_batch
 
 from . import rivals
-from .figures import Progress, console, describe, environment, percentile, print_lines, print_table, verdict
+from .figures import Progress, percentile, print_lines, print_table, verdict
 
 _NO_DEADLINE_SECONDS: Final = 60.0
 _SHORT_DEADLINE_SECONDS: Final = 0.03
@@ -204,12 +204,12 @@ _CONTESTANTS: Final[dict[str, _Run]] = {
 } | ({"asyncio eager": _on_asyncio(eager=True)} if sys.version_info >= (3, 12) else {})
 
 
-def main(numbers: Sequence[int], *, quick: bool, as_json: bool, seed: int | None) -> None:
-    """Measure and print."""
-    seed = random.randrange(1 << 32) if seed is None else seed
+def main(
+    numbers: Sequence[int], *, facts: dict[str, Any], quick: bool, as_json: bool, seed: int
+) -> list[dict[str, Any]]:
+    """Measure, print, and return the cases."""
     order = random.Random(seed)
     repetitions, sample_seconds = (5, 0.004) if quick else (40, 0.02)
-    facts = environment(wakeups=100 if quick else 1000)
     with Progress(len(numbers) * len(_KINDS) * repetitions) as progress:
         cases = [
             _case(kind, number, repetitions, sample_seconds, order, progress) for number in numbers for kind in _KINDS
@@ -217,8 +217,8 @@ def main(numbers: Sequence[int], *, quick: bool, as_json: bool, seed: int | None
     if as_json:
         print_lines({**facts, "seed": seed}, cases)
     else:
-        console().print(describe(facts), highlight=False)
         _print(cases, repetitions)
+    return cases
 
 
 def _case(

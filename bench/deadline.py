@@ -22,7 +22,7 @@ import trio
 from trioagg import BatchReport, BatchResultAggregator, CompletedBy, Observer, Verdict
 
 from . import rivals
-from .figures import Progress, console, describe, environment, percentile, print_lines, print_table, verdict
+from .figures import Progress, percentile, print_lines, print_table, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -233,9 +233,8 @@ async def _blocking_textbook() -> tuple[float, dict[str, int]]:
     return trio.current_time() - opened, {"in the dict": answers}
 
 
-def main(numbers: Sequence[int], *, quick: bool, as_json: bool) -> None:
-    """Measure and print."""
-    facts = environment(wakeups=100 if quick else 1000)
+def main(numbers: Sequence[int], *, facts: dict[str, Any], quick: bool, as_json: bool) -> list[dict[str, Any]]:
+    """Measure, print, and return the cases."""
     plans = list(_plans(numbers, quick))
     blocking_rounds = 3 if quick else 10
     steps = sum(plan.rounds for plan in plans) + blocking_rounds
@@ -256,9 +255,9 @@ def main(numbers: Sequence[int], *, quick: bool, as_json: bool) -> None:
     if as_json:
         print_lines(facts, [*cases, *blocking_cases])
     else:
-        console().print(describe(facts), highlight=False)
         _print(cases)
         _print_blocking(blocking_cases)
+    return [*cases, *blocking_cases]
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,8 +150,8 @@ class Reader:
         self._consumer.close()
 
 
-def main(*, quick: bool, as_json: bool, seed: int) -> None:
-    """Measure both, by turns in a random order, and print them side by side."""
+def main(*, quick: bool, as_json: bool, seed: int) -> list[dict[str, Any]]:
+    """Measure both, by turns in a random order, print them side by side, and return the cases."""
     broker, _ = harness()
     messages, paced, repeats = (300, 40, 1) if quick else (2000, 200, 5)
     samples = {delivery: Sample() for delivery in DELIVERIES}
@@ -171,7 +171,7 @@ def main(*, quick: bool, as_json: bool, seed: int) -> None:
     if as_json:
         for row in rows:
             print(json.dumps(row))
-        return
+        return rows
     table = Table(title="What does exactly once cost?")
     for name in ("delivery", "messages/s", "messages a commit", "ms to the reader, p50", "p99", "max"):
         table.add_column(name, justify="right")
@@ -188,11 +188,13 @@ def main(*, quick: bool, as_json: bool, seed: int) -> None:
         f"Latency: {paced} messages x {repeats} at {_PACED_PER_SECOND} a second, from the intended moment of sending "
         "until a reader of what is committed has the list."
     )
+    return rows
 
 
 def _row(delivery: str, sample: Sample) -> dict[str, Any]:
     ordered = sorted(sample.latencies)
     return {
+        "bench": "delivery",
         "delivery": delivery,
         "per_second": statistics.median(sample.per_second),
         "messages_a_commit": 1 / statistics.median(sample.commits),

@@ -28,8 +28,10 @@ def harness() -> tuple[Any, Any]:
         sys.exit(f"the fault harness needs {error.name}: pip install '.[test]'")
 
 
-def main(only: tuple[str, ...], *, rounds: int | None, deliveries: tuple[str, ...], seed: int, as_json: bool) -> None:
-    """Run the scenarios, print what became of the messages, and exit with 1 if anything is not as it must be."""
+def main(
+    only: tuple[str, ...], *, rounds: int | None, deliveries: tuple[str, ...], seed: int, as_json: bool
+) -> list[dict[str, Any]]:
+    """Run the scenarios, print what became of the messages, and return the cases with their problems."""
     broker, scenarios = harness()
     names = [case.name for case in scenarios.CASES]
     if strange := set(only).difference(names):
@@ -65,7 +67,13 @@ def main(only: tuple[str, ...], *, rounds: int | None, deliveries: tuple[str, ..
                     }
                 except Exception as error:  # a case that breaks off is a row of its own, and the others still run
                     row = {"problems": [f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])]}
-                row |= {"scenario": case.name, "what": case.scenario.__doc__, "delivery": delivery, "rounds": count}
+                row |= {
+                    "bench": "faults",
+                    "scenario": case.name,
+                    "what": case.scenario.__doc__,
+                    "delivery": delivery,
+                    "rounds": count,
+                }
                 row["seconds"] = time.monotonic() - began
                 rows.append(row)
                 if as_json:
@@ -75,7 +83,7 @@ def main(only: tuple[str, ...], *, rounds: int | None, deliveries: tuple[str, ..
     for row in rows:
         for problem in row["problems"]:
             console.print(f"[red]{row['scenario']}, {row['delivery']}: {problem}")
-    sys.exit(1 if any(row["problems"] for row in rows) else 0)
+    return rows
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:

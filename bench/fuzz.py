@@ -23,7 +23,7 @@ import trioagg._kafka
 from trioagg import AsyncDataAnalysisService
 from trioagg._kafka import Claim, KafkaStatistics, Message, Record
 
-from .figures import console, environment, print_lines, print_table
+from .figures import console, print_lines, print_table
 from .garble import messages
 
 if TYPE_CHECKING:
@@ -298,8 +298,8 @@ async def station(station_id: str, module_input: Any) -> dict[str, Any] | None:
     return {"station_id": station_id, "said": module_input}  # noqa: ASYNC910 - as above
 
 
-def main(count: int, *, seed: int, dead_letters: bool, as_json: bool) -> None:
-    """Run and print; the exit status says whether all is as it should be."""
+def main(count: int, *, facts: dict[str, Any], seed: int, dead_letters: bool, as_json: bool) -> list[dict[str, Any]]:
+    """Run, print, and return the case with its problems."""
     looks: dict[int, float] = {}
     """Percent of the messages -> RSS by then."""
     bar = Progress(
@@ -360,9 +360,10 @@ def main(count: int, *, seed: int, dead_letters: bool, as_json: bool) -> None:
         "rss_mib": {part: round(mib, 1) for part, mib in memory.items()},
         "rss_growth": growth,
         "flat": growth < FLAT,
+        "problems": [f"STOP: {stop}" for stop in tally.stops] + ["the books do not add up"] * bool(wrong),
     }
     if as_json:
-        print_lines(environment(wakeups=20), [case])
+        print_lines(facts, [case])
     else:
         console().print(
             f"{tally.messages:,} messages in {seconds:.1f} s, {tally.messages / seconds:,.0f} a second, seed {seed}"
@@ -387,10 +388,7 @@ def main(count: int, *, seed: int, dead_letters: bool, as_json: bool) -> None:
         parts = ", ".join(f"{mib:.1f} MiB at {part}" for part, mib in memory.items())
         flat = "flat" if growth < FLAT else "NOT FLAT" if growth >= FLAT else "too short a run to tell"
         console().print(f"Memory (RSS): {parts}; last / first = {growth:.3f}, {flat}")
-    for stop in tally.stops:
-        print(f"STOP: {stop}", file=sys.stderr)
-    if wrong or tally.stops:
-        sys.exit(1)
+    return [case]
 
 
 def _rss_mib() -> float:

@@ -30,7 +30,8 @@ MODELS: Final = (("fast", 0.06, 2.0), ("medium", 0.25, 5.0), ("slow", 0.8, 10.0)
 """Name, median in seconds, and the deadline that the guide recommends for it."""
 
 
-def main(deadlines: Sequence[float], *, batches: int, seed: int, as_json: bool) -> None:
+def main(deadlines: Sequence[float], *, batches: int, seed: int, as_json: bool) -> list[dict[str, Any]]:
+    """Measure, print, and return the cases."""
     cases = []
     with Progress(len(MODELS) * len(deadlines)) as progress:
         for name, median_seconds, recommended in MODELS:
@@ -54,13 +55,14 @@ def main(deadlines: Sequence[float], *, batches: int, seed: int, as_json: bool) 
                 )
     if as_json:
         print_lines({"batches": batches, "stations": _STATIONS, "sigma": _SIGMA, "never": _NEVER, "seed": seed}, cases)
-        return
+        return cases
     console().print(f"{batches} batches of {_STATIONS} stations a case, seed {seed}, virtual time")
     print_table(
         "Stations that answered before the deadline",
         ("model", "deadline", "answered", "of those that ever do", "mean time to the list", "the guide's choice"),
         [_row(case) for case in cases],
     )
+    return cases
 
 
 def _row(case: dict[str, Any]) -> tuple[str, ...]:

@@ -1,0 +1,308 @@
+"""The world outside: sends messages when they are due and reads the lists, in a process of its own.
+
+    python -m bench.outside '{"bootstrap": ..., "topic": ..., "results": ..., ...}'
+
+It prints one JSON line.  Which list belongs to which message is known beforehand: message *n* goes to partition
+``n % partitions``, and is the ``n // partitions``-th there, for nobody else writes to the topic.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import threading
+import time
+from array import array
+from itertools import cycle
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
+
+from . import histograms
+from .schedule import NANOSECONDS, Arrivals, due_times
+from .stages import DUE_HEADER
+from .workload import message
+
+_COUNT: Final = re.compile(rb'"count": ?(\d+)')
+_WARM_PER_SECOND: Final = 20.0
+_RAMP_GROWTH: Final = 1.35
+_OVERLOADED_BACKLOG_SECONDS: Final = 0.5
+_OVERLOADED_STEPS: Final = 2
+_NEVER: Final = 0
+
+
+class Order(msgspec.Struct, kw_only=True, frozen=True):
+    """What is to be sent, and how."""
+
+    bootstrap: str
+    topic: str
+    results: str
+    partitions: int
+    stations: int
+    rate: float = 0.0
+    """Messages a second; 0.0 for a ramp."""
+    seconds: float = 5.0
+    warm_seconds: float = 1.0
+    arrivals: Arrivals = "poisson"
+    seed: int = 1
+    outstanding: int = 0
+    """A closed loop instead: the next message is sent when fewer than so many lists are missing."""
+    ramp_from: float = 50.0
+    ramp_step_seconds: float = 1.0
+    patience_seconds: float = 10.0
+    interval_seconds: float = 0.5
+    """Of the figures over time."""
+    messages: str | None = None
+    """A file of messages, one a line, instead of those of a workload."""
+
+
+class Reader:
+    """Reads what is committed, in a thread, and notes when each list came."""
+
+    def __init__(self, order: Order) -> None:
+        self._partitions = order.partitions
+        self.arrived = array("q")
+        """By the number of the message: when its list came; 0 as long as it did not."""
+        self.answers = array("q")
+        self.lists = self.twice = self.strange = 0
+        self._over = threading.Event()
+        self._consumer = Consumer(
+            {
+                "bootstrap.servers": order.bootstrap,
+                "group.id": "bench reader",
+                "isolation.level": "read_committed",
+                "enable.auto.commit": False,
+                "fetch.wait.max.ms": 5,
+            }
+        )
+        self._consumer.assign(
+            [TopicPartition(order.results, number, OFFSET_BEGINNING) for number in range(order.partitions)]
+        )
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def expect(self, number: int) -> None:
+        """Message *number* may have a list from now on."""
+        while len(self.arrived) <= number:
+            self.arrived.append(_NEVER)
+            self.answers.append(0)
+
+    def _read(self) -> None:
+        while not self._over.is_set():
+            got = self._consumer.consume(500, 0.01)
+            now = time.monotonic_ns()
+            for one in got:
+                if one.error() is None:
+                    self._note(one.key() or b"", one.value() or b"", now)
+
+    def _note(self, key: bytes, value: bytes, now: int) -> None:
+        _, partition, offset, _ = key.decode().rsplit("_", 3)
+        number = int(offset) * self._partitions + int(partition)
+        count = _COUNT.search(value, 0, 200)
+        if number >= len(self.arrived) or count is None:
+            self.strange += 1
+        elif self.arrived[number]:
+            self.twice += 1
+        else:
+            self.arrived[number] = now
+            self.answers[number] = int(count[1])
+            self.lists += 1
+
+    def close(self) -> None:
+        """End the thread and the consumer."""
+        self._over.set()
+        self._thread.join()
+        self._consumer.close()
+
+
+class Sender:
+    """Sends messages, each at its moment or as soon after it as it can."""
+
+    def __init__(self, order: Order, reader: Reader) -> None:
+        self._order, self._reader = order, reader
+        self._producer = Producer(
+            {
+                "bootstrap.servers": order.bootstrap,
+                "linger.ms": 0,
+                "enable.idempotence": True,  # keeps the order
+                "queue.buffering.max.messages": 1_000_000,
+                "queue.buffering.max.kbytes": 2_000_000,
+            }
+        )
+        lines = [line for line in Path(order.messages).read_bytes().splitlines() if line] if order.messages else []
+        self._values = cycle(lines or [message(number, order.stations) for number in range(200)])
+        self.sent = 0
+        self.due, self.slips = array("q"), array("q")
+
+    def send(self, due_ns: int) -> None:
+        """Wait until the message is due, and send it."""
+        while (left := due_ns - time.monotonic_ns()) > 0:
+            if left > 200_000:
+                self._producer.poll(0)
+                time.sleep((left - 100_000) / NANOSECONDS)
+        self.slips.append(max(0, -left))
+        self.due.append(due_ns)
+        self._reader.expect(self.sent)
+        self._producer.produce(
+            self._order.topic,
+            next(self._values),
+            partition=self.sent % self._order.partitions,
+            headers=[(DUE_HEADER, b"%d" % due_ns)],
+        )
+        self.sent += 1
+        if not self.sent & 15:
+            self._producer.poll(0)
+
+    def flush(self) -> None:
+        """Wait until all of them are there."""
+        self._producer.flush(30)
+
+
+def _warm(order: Order, sender: Sender, reader: Reader) -> None:
+    """Until the first list is there, and a while longer at the rate that is to be measured."""
+    until = time.monotonic() + 60
+    while not reader.lists:
+        if time.monotonic() > until:
+            sys.exit("there was no list within 60 s")
+        sender.send(time.monotonic_ns() + round(NANOSECONDS / _WARM_PER_SECOND))
+    _wait_for_all(sender, reader, order.patience_seconds)
+    if order.rate and not order.outstanding and order.warm_seconds:
+        began = time.monotonic_ns()
+        for due in due_times(order.rate, order.warm_seconds, order.arrivals, order.seed + 1):
+            sender.send(began + due)
+
+
+def _wait_for_all(sender: Sender, reader: Reader, seconds: float) -> None:
+    sender.flush()
+    until = time.monotonic() + seconds
+    while reader.lists < sender.sent and time.monotonic() < until:
+        time.sleep(0.005)
+
+
+def measure(order: Order, sender: Sender, reader: Reader) -> dict[str, Any]:
+    """One repetition at one rate."""
+    first = sender.sent
+    began, epoch = time.monotonic_ns(), time.time()
+    if order.outstanding:
+        while time.monotonic_ns() - began < order.seconds * NANOSECONDS:
+            while sender.sent - reader.lists >= order.outstanding:
+                time.sleep(0.0001)
+            sender.send(time.monotonic_ns())
+    else:
+        for due in due_times(order.rate, order.seconds, order.arrivals, order.seed):
+            sender.send(began + due)
+    ended = time.monotonic_ns()
+    _wait_for_all(sender, reader, order.patience_seconds)
+    return _figures(order, sender, reader, first, began, ended, epoch)
+
+
+def _figures(
+    order: Order, sender: Sender, reader: Reader, first: int, began: int, ended: int, epoch: float
+) -> dict[str, Any]:
+    given_up = time.monotonic_ns()
+    due, arrived = sender.due[first:], reader.arrived[first : sender.sent]
+    # What never came is as old as it was when we ceased to wait, and not left out.
+    took = array("q", ((came or given_up) - moment for moment, came in zip(due, arrived, strict=True)))
+    when = array("q", (moment - began for moment in due))
+    latency, slip = histograms.of(took), histograms.of(sender.slips[first:])
+    summary = histograms.summary(latency)
+    samples = len(took)
+    slip_p99, latency_p99 = (_percentile(one, 99) for one in (slip, latency))
+    return {
+        "rate": order.rate,
+        "seconds": (ended - began) / NANOSECONDS,
+        "sent": samples,
+        "lists": samples - sum(1 for came in arrived if came == _NEVER),
+        "lost": sum(1 for came in arrived if came == _NEVER),
+        "twice": reader.twice,
+        "strange": reader.strange,
+        "answers": sum(reader.answers[first : sender.sent]),
+        "expected_answers": samples * order.stations,
+        "closed_loop": bool(order.outstanding),
+        "slip_p99_ms": slip_p99,
+        # A sender that is late by more than that would be what is measured.  In a closed loop nothing is ever late.
+        "valid": bool(order.outstanding) or slip_p99 <= 0.1 * latency_p99,
+        "summary": summary,
+        "slip": histograms.encoded(slip),
+        "latency": histograms.encoded(latency),
+        "over_time": histograms.over_time(when, took, order.interval_seconds),
+        "intervals": _intervals(when, took),
+        "epoch": epoch,
+        "window_ns": [began, ended],
+    }
+
+
+def _percentile(histogram: Any, percent: float) -> float:
+    return float(histogram.get_value_at_percentile(percent)) / 1000
+
+
+def _intervals(when: array[int], took: array[int]) -> list[str]:
+    """One histogram a second."""
+    rows: dict[int, list[int]] = {}
+    for moment, duration in zip(when, took, strict=True):
+        rows.setdefault(moment // NANOSECONDS, []).append(duration)
+    return [histograms.encoded(histograms.of(rows.get(number, []))) for number in range(max(rows, default=-1) + 1)]
+
+
+def ramp(order: Order, sender: Sender, reader: Reader) -> dict[str, Any]:
+    """Raise the rate step by step until the lists do not keep up: what comes then is all that can come."""
+    rate, overloaded, steps = order.ramp_from, 0, list[dict[str, Any]]()
+    step_ns = round(order.ramp_step_seconds * NANOSECONDS)
+    began = time.monotonic_ns()
+    while overloaded < _OVERLOADED_STEPS:
+        first, lists = sender.sent, reader.lists
+        count = max(1, round(rate * order.ramp_step_seconds))
+        for number in range(count):
+            sender.send(began + step_ns * number // count)
+        now = time.monotonic_ns()
+        slipped = now - began > 1.2 * step_ns
+        seconds = (now - began) / NANOSECONDS
+        delivered = (reader.lists - lists) / seconds
+        took = sorted(came - due for due, came in zip(sender.due[first:], reader.arrived[first:], strict=True) if came)
+        steps.append(
+            {
+                "offered": count / seconds,
+                "delivered": delivered,
+                "p50_ms": took[len(took) // 2] / 1e6 if took else None,
+                "p99_ms": took[len(took) * 99 // 100] / 1e6 if took else None,
+                "slipped": slipped,
+            }
+        )
+        if sender.sent - reader.lists > rate * _OVERLOADED_BACKLOG_SECONDS or slipped:
+            overloaded += 1
+        else:
+            overloaded, rate = 0, rate * _RAMP_GROWTH
+        began = now if slipped else began + step_ns
+    overload = steps[-_OVERLOADED_STEPS:]
+    _wait_for_all(sender, reader, order.patience_seconds)
+    return {
+        # While there is a backlog, every second brings as many as can come.
+        "per_second": sum(step["delivered"] for step in overload) / len(overload),
+        "sender_was_the_bottleneck": any(step["slipped"] for step in overload),
+        "ramp": steps,
+        "lost": sender.sent - reader.lists,
+        "twice": reader.twice,
+    }
+
+
+def main() -> None:
+    """One order, one line."""
+    order = msgspec.json.decode(sys.argv[1], type=Order)
+    reader = Reader(order)
+    sender = Sender(order, reader)
+    try:
+        _warm(order, sender, reader)
+        print(
+            json.dumps(
+                measure(order, sender, reader) if order.rate or order.outstanding else ramp(order, sender, reader)
+            )
+        )
+    finally:
+        reader.close()
+
+
+if __name__ == "__main__":
+    main()
