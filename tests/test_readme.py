@@ -28,6 +28,8 @@ from trioagg._stations import module_input
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from trio.testing import MockClock
+
 TOPIC, OUTPUT = "SCHEDULE-STATION-REALTIME-DATA", "MODEL_OUTPUT_TOPIC"
 README = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
@@ -108,7 +110,7 @@ def message(stations: int) -> bytes:
 
 
 def test_there_are_the_examples_that_are_tested_here() -> None:
-    assert list(EXAMPLES) == ["basic", "complete", "errors", "metrics", "embedded"]
+    assert list(EXAMPLES) == ["basic", "complete", "errors", "metrics", "observer", "embedded"]
 
 
 @pytest.mark.parametrize("number", range(len(PYTHON)))
@@ -212,6 +214,33 @@ async def test_metrics(capsys: pytest.CaptureFixture[str]) -> None:
     assert before <= metrics.pop("timestamp") <= time.time()
     assert metrics == {"batch_id": "batch", "success_count": 1}
     assert re.fullmatch(r"batch all 1 0 0 \d+\.\d{3} s", report)
+
+
+async def test_observer(autojump_clock: MockClock) -> None:
+    names: dict[str, Any] = {}
+    exec(EXAMPLES["observer"], names)
+    late = names["Late"]()
+
+    async def process_station(station_id: str, seconds: float) -> dict[str, Any]:
+        await trio.sleep(seconds)
+        return {}
+
+    async def upload(batch_id: str, results_list: list[dict[str, Any]]) -> None:
+        await trio.sleep(0.5)
+
+    async with BatchResultAggregator(process_station, upload, observers=[late]) as aggregator:
+        await aggregator.run("in time", {"S001": 1.0})
+        await aggregator.run("late", {"S001": 9.0})
+    assert late.seconds == [-3.5, 0.5]
+
+
+def test_every_event_of_an_observer_is_in_the_table() -> None:
+    named = [tuple(call) for row in rows("| event | when |") for call in re.findall(r"`(\w+)\((.*?)\)`", row[0])]
+    public = [name for name in vars(trioagg.Observer) if name[0] != "_" and name not in ("SILENT", "hears_answers")]
+    assert [name for name, _ in named] == public
+    for name, parameters in named:
+        signature = inspect.signature(getattr(trioagg.Observer, name))
+        assert ["self", *parameters.split(", ")] == list(signature.parameters), name
 
 
 def test_embedded(tmp_path: Path) -> None:
