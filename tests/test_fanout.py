@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
+import tracemalloc
 import types
 from collections import Counter
 from contextvars import ContextVar
@@ -15,7 +17,7 @@ import trio.testing
 from garbage import cyclic_garbage_of
 
 import trioagg
-from trioagg import BatchReport, CompletedBy, Verdict, run_batch
+from trioagg import BatchReport, BatchResultAggregator, CompletedBy, Verdict, run_batch
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
@@ -560,3 +562,28 @@ async def test_a_batch_makes_no_cyclic_garbage(callback, autojump_clock: MockClo
 
     await batches()
     assert await cyclic_garbage_of(batches) == []
+
+
+@pytest.mark.parametrize("count", [11_000, 22_000, 44_000])
+async def test_a_station_that_waits_for_its_turn_costs_no_more_than_its_places_in_two_tables(count: int) -> None:
+    async def bytes_of(stations: dict[str, int]) -> int:
+        released = trio.Event()
+
+        async def waits(station_id: str, value: int) -> None:
+            await released.wait()
+
+        tracemalloc.start()
+        try:
+            async with BatchResultAggregator(waits, batch_timeout=60, max_running_stations=10) as aggregator:
+                await aggregator.submit("many", stations)
+                await trio.testing.wait_all_tasks_blocked()
+                gc.collect()
+                taken, _ = tracemalloc.get_traced_memory()
+                released.set()
+        finally:
+            tracemalloc.stop()
+        return taken
+
+    stations = {f"S{number:06d}": number for number in range(count)}
+    few = await bytes_of({f"S{number:06d}": number for number in range(100)})
+    assert (await bytes_of(stations) - few) / (count - 100) <= 64

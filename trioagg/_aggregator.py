@@ -14,7 +14,7 @@ from ._collector import each_once
 from ._context import BatchContext
 from ._deadlines import Deadlines
 from ._errors import Closed, StrayCancel
-from ._fanout import DEFAULT_RUNNING_STATIONS, Batch, Reaper, as_it_is_now, check_limits, serve
+from ._fanout import DEFAULT_RUNNING_STATIONS, Batch, Reaper, as_it_is_now, check_limits, in_turn, serve
 from ._intake import Intake, describe_stragglers
 from ._interrupts import interrupts_are_not_lost
 from ._lanes import Threads, is_async
@@ -331,7 +331,7 @@ class BatchResultAggregator(Generic[T]):
         self._observer.opened(batch.context, batch.progress[1])
         if not still_wanted():
             batch.abort()
-        self._nursery.start_soon(self._serve, batch, None if pushed else stations, name=batch_id)
+        self._nursery.start_soon(self._serve, batch, None if pushed else in_turn(batch, stations), name=batch_id)
         return batch
 
     def abort(self, unwanted: Callable[[BatchContext], bool]) -> int:
@@ -393,9 +393,9 @@ class BatchResultAggregator(Generic[T]):
             await self._intake.wait_empty()
 
     @trio.lowlevel.enable_ki_protection
-    async def _serve(self, batch: Batch, stations: Mapping[str, T] | None) -> None:
+    async def _serve(self, batch: Batch, inputs: Iterable[tuple[str, T]] | None) -> None:
         try:
-            await serve(batch, stations, self._call, self._max_running_stations, self._reaper)
+            await serve(batch, inputs, self._call, self._max_running_stations, self._reaper)
         finally:
             self._alive.discard(batch)
             self._intake.look_again()

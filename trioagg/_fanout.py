@@ -224,13 +224,15 @@ async def run_batch(
     opened = trio.current_time()
     stations = as_it_is_now(stations)
     batch = Batch(BatchContext(batch_id=batch_id, deadline=opened + batch_timeout), stations, opened=opened)
+    inputs = in_turn(batch, stations)
+    del stations
     call = callback
     if not is_async(callback):
         call = Threads(_THREADS_OF_ONE_BATCH).bind(callback)
         # A station that waits for a thread has not started.
         max_running_stations = min(max_running_stations, _THREADS_OF_ONE_BATCH)
     with lone_errors_bare():
-        await serve(batch, stations, call, max_running_stations, Reaper(), _end_at_deadline)
+        await serve(batch, inputs, call, max_running_stations, Reaper(), _end_at_deadline)
     assert batch.report is not None
     return batch.report
 
@@ -244,6 +246,13 @@ def as_it_is_now(stations: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(stations, Mapping):
         raise TypeError(f"stations must be a mapping of station ids to values, not {type(stations).__name__}")
     return stations if isinstance(stations, ModuleInputs) else dict(stations)  # nobody else has those
+
+
+def in_turn(batch: Batch, stations: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    """The stations of *batch*, each with its value: without a table of their ids, which the batch has already."""
+    if isinstance(stations, ModuleInputs):
+        return stations.items()
+    return zip(batch._collector._expected, list(stations.values()), strict=True)
 
 
 def check_limits(*, batch_timeout: float, max_running_stations: int) -> None:
@@ -263,7 +272,7 @@ async def _end_at_deadline(batch: Batch) -> None:
 @trio.lowlevel.enable_ki_protection
 async def serve(
     batch: Batch,
-    stations: Mapping[str, Any] | None,
+    inputs: Iterable[tuple[str, Any]] | None,
     call: StationCallback | None,
     max_running_stations: int,
     reaper: Reaper,
@@ -272,7 +281,7 @@ async def serve(
     """Live through one batch: from its opening until the last of its tasks has ended.
 
     Args:
-      stations: What to run; None in push mode, where the answers come from elsewhere.
+      inputs: The stations to run, from :func:`in_turn`; None in push mode, where the answers come from elsewhere.
       wait_ended: Returns when the batch has ended; a batch that nobody else gives a deadline needs one here.
 
     Cancellation: the batch is aborted.
@@ -284,9 +293,9 @@ async def serve(
             try:
                 if not batch._collector.missing:
                     batch.end(CompletedBy.ALL)
-                elif stations and call is not None and batch.report is None:
+                elif inputs is not None and call is not None and batch.report is None:
                     batch._observer.started(batch.batch_id)
-                    servers = _Servers(batch, stations, call, max_running_stations, nursery)
+                    servers = _Servers(batch, inputs, call, max_running_stations, nursery)
                     servers.start()
                 await wait_ended(batch)
             except trio.Cancelled:
@@ -312,13 +321,13 @@ class _Servers:
     def __init__(
         self,
         batch: Batch,
-        stations: Mapping[str, Any],
+        inputs: Iterable[tuple[str, Any]],
         call: StationCallback,
         cap: int,
         nursery: trio.Nursery,
     ) -> None:
         self._batch, self._nursery = batch, nursery
-        self._left = len(stations)
+        _, self._left = batch.progress
         self._room = cap
         self._idle = 0
         self._generation = 1
@@ -328,7 +337,7 @@ class _Servers:
         self._slice_began = now()
         self._clean = batch.variables
         self._clean_values = tuple(self._clean.values())
-        items: Iterator[tuple[str, Any]] = iter(stations.items())
+        items: Iterator[tuple[str, Any]] = iter(inputs)
         # What every server needs: bound once, not once a task.
         self._bound = call, batch._collector, batch._starts, batch._opened, now, items, len(self._clean_values)
 

@@ -45,8 +45,10 @@ _JSON_NAMES: Final[dict[type, str]] = {
 
 _decode = msgspec.json.Decoder().decode
 _Plain = None | bool | int | float | str
-_decode_flat = msgspec.json.Decoder(dict[str, _Plain | list[dict[str, _Plain]]]).decode
-_FLAT_DEPTH: Final = 3
+_Flat = dict[str, _Plain]
+_Record = dict[str, _Plain | list[_Plain | _Flat] | _Flat]
+_decode_usual = msgspec.json.Decoder(dict[str, _Plain | list[_Record]]).decode
+_USUAL_DEPTH: Final = 5
 _USUAL_LIMITS: Final = InputLimits()
 
 
@@ -202,11 +204,11 @@ def check_count(stations: int, limits: InputLimits) -> None:
 
 
 def _decoded(value: bytes, max_depth: int) -> Any:
-    if max_depth >= _FLAT_DEPTH:
-        # Most messages are lists of flat records.  The decoder sees it on the way; looking afterwards costs as much as
-        # decoding.  A message that is not flat, or no JSON, is soon found out.
+    if max_depth >= _USUAL_DEPTH:
+        # The usual message is a list of records with a price list in them at most.  The decoder sees on the way how
+        # deep it is; looking afterwards costs more than decoding.  What is not like that is soon found out.
         with suppress(msgspec.MsgspecError, ValueError, RecursionError):
-            return _decode_flat(value)
+            return _decode_usual(value)
     try:
         message = _decode(value)
     except RecursionError as error:
