@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import importlib
 import json
-import os
 import resource
 import sys
 import time
@@ -48,8 +47,6 @@ class Entry(msgspec.Struct, kw_only=True, frozen=True):
     tune_gc: bool = False
     delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"
     in_flight: int = 100
-    cpus: tuple[int, ...] = ()
-    """Where to run; anywhere if nothing is said."""
     sample_seconds: float = 0.0
     """Say every so many seconds how large one is; 0.0 for never."""
 
@@ -225,8 +222,6 @@ def wait_for_the_end() -> tuple[int, int]:
 def main() -> None:
     """Run, and say what there is to say."""
     entry = msgspec.json.decode(sys.argv[1], type=Entry)
-    if entry.cpus:
-        os.sched_setaffinity(0, entry.cpus)
     if entry.name == OURS:
         figures = trio.run(run_trioagg, entry)
     else:

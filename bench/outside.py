@@ -11,12 +11,14 @@ from __future__ import annotations
 import json
 import re
 import sys
-import threading
 import time
 from array import array
+from contextlib import contextmanager
 from itertools import cycle
+from multiprocessing import get_context, resource_tracker
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
@@ -26,12 +28,17 @@ from .schedule import NANOSECONDS, Arrivals, due_times
 from .stages import DUE_HEADER
 from .workload import message
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 _COUNT: Final = re.compile(rb'"count": ?(\d+)')
 _WARM_PER_SECOND: Final = 20.0
 _RAMP_GROWTH: Final = 1.3
 _OVERLOADED_BACKLOG_SECONDS: Final = 0.3
 _OVERLOADED_STEPS: Final = 2
 _NEVER: Final = 0
+_MOST_MESSAGES: Final = 8_000_000
+_LISTS, _TWICE, _STRANGE, _OVER, _HEAD = range(5)
 
 
 class Order(msgspec.Struct, kw_only=True, frozen=True):
@@ -59,74 +66,100 @@ class Order(msgspec.Struct, kw_only=True, frozen=True):
     """A file of messages, one a line, instead of those of a workload."""
 
 
-class Reader:
-    """Reads what is committed, in a thread, and notes when each list came."""
+class Shared:
+    """What the reader notes and the sender looks at, in memory that both processes see."""
 
-    def __init__(self, order: Order) -> None:
-        self._partitions = order.partitions
-        self.arrived = array("q")
+    def __init__(self, name: str | None = None) -> None:
+        self._memory = SharedMemory(name, create=name is None, size=(2 * _MOST_MESSAGES + _HEAD) * 8)
+        self.name = self._memory.name
+        assert self._memory.buf is not None
+        numbers = self._memory.buf.cast("q")
+        self.head = numbers[:_HEAD]
+        """Lists, lists that came twice, lists that nobody waits for, whether to end."""
+        self.arrived = numbers[_HEAD : _HEAD + _MOST_MESSAGES]
         """By the number of the message: when its list came; 0 as long as it did not."""
-        self.answers = array("q")
-        self.lists = self.twice = self.strange = 0
-        self._over = threading.Event()
-        self._consumer = Consumer(
-            {
-                "bootstrap.servers": order.bootstrap,
-                "group.id": "bench reader",
-                "isolation.level": "read_committed",
-                "enable.auto.commit": False,
-                "fetch.wait.max.ms": 5,
-            }
-        )
-        self._consumer.assign(
-            [TopicPartition(order.results, number, OFFSET_BEGINNING) for number in range(order.partitions)]
-        )
-        self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
+        self.answers = numbers[_HEAD + _MOST_MESSAGES : _HEAD + 2 * _MOST_MESSAGES]
+        self._views = (numbers, self.head, self.arrived, self.answers)
 
-    def expect(self, number: int) -> None:
-        """Message *number* may have a list from now on."""
-        while len(self.arrived) <= number:
-            self.arrived.append(_NEVER)
-            self.answers.append(0)
-
-    def _read(self) -> None:
-        while not self._over.is_set():
-            got = self._consumer.consume(500, 0.01)
-            now = time.monotonic_ns()
-            for one in got:
-                if one.error() is None:
-                    self._note(one.key() or b"", one.value() or b"", now)
-
-    def _note(self, key: bytes, value: bytes, now: int) -> None:
-        _, partition, offset, _ = key.decode().rsplit("_", 3)
-        number = int(offset) * self._partitions + int(partition)
-        count = _COUNT.search(value, 0, 200)
-        if number >= len(self.arrived) or count is None:
-            self.strange += 1
-        elif self.arrived[number]:
-            self.twice += 1
-        else:
-            self.arrived[number] = now
-            self.answers[number] = int(count[1])
-            self.lists += 1
+    @property
+    def lists(self) -> int:
+        """How many messages have their list."""
+        return self.head[_LISTS]
 
     def close(self) -> None:
-        """End the thread and the consumer."""
-        self._over.set()
-        self._thread.join()
-        self._consumer.close()
+        """Let go of the memory."""
+        for view in reversed(self._views):
+            view.release()
+        self._memory.close()
+
+
+def read(order: Order, name: str) -> None:
+    """Read what is committed, and note when each list came.
+
+    In a process of its own: in a thread of the sender's, either would wait for the other's turn.
+    """
+    resource_tracker.unregister(f"/{name.lstrip('/')}", "shared_memory")  # it is the sender's to unlink
+    shared = Shared(name)
+    consumer = Consumer(
+        {
+            "bootstrap.servers": order.bootstrap,
+            "group.id": "bench reader",
+            "isolation.level": "read_committed",
+            "enable.auto.commit": False,
+            "fetch.wait.max.ms": 5,
+        }
+    )
+    consumer.assign([TopicPartition(order.results, number, OFFSET_BEGINNING) for number in range(order.partitions)])
+    while not shared.head[_OVER]:
+        got = consumer.consume(500, 0.01)
+        now = time.monotonic_ns()
+        for one in got:
+            if one.error() is None:
+                _note(order, shared, one.key() or b"", one.value() or b"", now)
+    consumer.close()
+    shared.close()
+
+
+def _note(order: Order, shared: Shared, key: bytes, value: bytes, now: int) -> None:
+    _, partition, offset, _ = key.decode().rsplit("_", 3)
+    number = int(offset) * order.partitions + int(partition)
+    count = _COUNT.search(value, 0, 200)
+    if number >= _MOST_MESSAGES or count is None:
+        shared.head[_STRANGE] += 1
+    elif shared.arrived[number]:
+        shared.head[_TWICE] += 1
+    else:
+        shared.answers[number] = int(count[1])
+        shared.arrived[number] = now
+        shared.head[_LISTS] += 1
+
+
+@contextmanager
+def reading(order: Order) -> Iterator[Shared]:
+    """A reader, as long as the block lasts."""
+    shared = Shared()
+    process = get_context("spawn").Process(target=read, args=(order, shared.name), daemon=True)
+    process.start()
+    try:
+        yield shared
+    finally:
+        shared.head[_OVER] = 1
+        process.join(10)
+        process.kill()
+        process.join()
+        shared.close()
+        SharedMemory(shared.name).unlink()
 
 
 class Sender:
     """Sends messages, each at its moment or as soon after it as it can."""
 
-    def __init__(self, order: Order, reader: Reader) -> None:
-        self._order, self._reader = order, reader
+    def __init__(self, order: Order) -> None:
+        self._order = order
         self._producer = Producer(
             {
                 "bootstrap.servers": order.bootstrap,
-                "linger.ms": 0,
+                "linger.ms": 1,
                 "enable.idempotence": True,  # keeps the order
                 "queue.buffering.max.messages": 1_000_000,
                 "queue.buffering.max.kbytes": 2_000_000,
@@ -139,13 +172,12 @@ class Sender:
 
     def send(self, due_ns: int) -> None:
         """Wait until the message is due, and send it."""
+        # Not awake until then: the broker and the reader may have to live on the same CPU.
         while (left := due_ns - time.monotonic_ns()) > 0:
-            if left > 200_000:
-                self._producer.poll(0)
-                time.sleep((left - 100_000) / NANOSECONDS)
+            self._producer.poll(0)
+            time.sleep(left / NANOSECONDS)
         self.slips.append(max(0, -left))
         self.due.append(due_ns)
-        self._reader.expect(self.sent)
         self._producer.produce(
             self._order.topic,
             next(self._values),
@@ -161,7 +193,7 @@ class Sender:
         self._producer.flush(30)
 
 
-def _warm(order: Order, sender: Sender, reader: Reader) -> None:
+def _warm(order: Order, sender: Sender, reader: Shared) -> None:
     """Until the first list is there, and a while longer at the rate that is to be measured."""
     until = time.monotonic() + 60
     while not reader.lists:
@@ -175,14 +207,14 @@ def _warm(order: Order, sender: Sender, reader: Reader) -> None:
             sender.send(began + due)
 
 
-def _wait_for_all(sender: Sender, reader: Reader, seconds: float) -> None:
+def _wait_for_all(sender: Sender, reader: Shared, seconds: float) -> None:
     sender.flush()
     until = time.monotonic() + seconds
     while reader.lists < sender.sent and time.monotonic() < until:
         time.sleep(0.005)
 
 
-def measure(order: Order, sender: Sender, reader: Reader) -> dict[str, Any]:
+def measure(order: Order, sender: Sender, reader: Shared) -> dict[str, Any]:
     """One repetition at one rate."""
     first = sender.sent
     began, epoch = time.monotonic_ns(), time.time()
@@ -200,10 +232,10 @@ def measure(order: Order, sender: Sender, reader: Reader) -> dict[str, Any]:
 
 
 def _figures(
-    order: Order, sender: Sender, reader: Reader, first: int, began: int, ended: int, epoch: float
+    order: Order, sender: Sender, reader: Shared, first: int, began: int, ended: int, epoch: float
 ) -> dict[str, Any]:
     given_up = time.monotonic_ns()
-    due, arrived = sender.due[first:], reader.arrived[first : sender.sent]
+    due, arrived = sender.due[first:], array("q", reader.arrived[first : sender.sent])
     # What never came is as old as it was when we ceased to wait, and not left out.
     took = array("q", ((came or given_up) - moment for moment, came in zip(due, arrived, strict=True)))
     when = array("q", (moment - began for moment in due))
@@ -217,8 +249,8 @@ def _figures(
         "sent": samples,
         "lists": samples - sum(1 for came in arrived if came == _NEVER),
         "lost": sum(1 for came in arrived if came == _NEVER),
-        "twice": reader.twice,
-        "strange": reader.strange,
+        "twice": reader.head[_TWICE],
+        "strange": reader.head[_STRANGE],
         "answers": sum(reader.answers[first : sender.sent]),
         "expected_answers": samples * order.stations,
         "closed_loop": bool(order.outstanding),
@@ -247,7 +279,7 @@ def _intervals(when: array[int], took: array[int]) -> list[str]:
     return [histograms.encoded(histograms.of(rows.get(number, []))) for number in range(max(rows, default=-1) + 1)]
 
 
-def ramp(order: Order, sender: Sender, reader: Reader) -> dict[str, Any]:
+def ramp(order: Order, sender: Sender, reader: Shared) -> dict[str, Any]:
     """Raise the rate step by step until the lists do not keep up.
 
     The most that came in any step is what can come.  Not what comes beyond that: the sender and the broker have to live
@@ -265,7 +297,11 @@ def ramp(order: Order, sender: Sender, reader: Reader) -> dict[str, Any]:
         slipped = now - began > 1.2 * step_ns
         seconds = (now - began) / NANOSECONDS
         delivered = (reader.lists - lists) / seconds
-        took = sorted(came - due for due, came in zip(sender.due[first:], reader.arrived[first:], strict=True) if came)
+        took = sorted(
+            came - due
+            for due, came in zip(sender.due[first:], reader.arrived[first : sender.sent], strict=True)
+            if came
+        )
         steps.append(
             {
                 "offered": count / seconds,
@@ -287,24 +323,18 @@ def ramp(order: Order, sender: Sender, reader: Reader) -> dict[str, Any]:
         "sender_was_the_bottleneck": most["slipped"],
         "ramp": steps,
         "lost": sender.sent - reader.lists,
-        "twice": reader.twice,
+        "twice": reader.head[_TWICE],
     }
 
 
 def main() -> None:
     """One order, one line."""
     order = msgspec.json.decode(sys.argv[1], type=Order)
-    reader = Reader(order)
-    sender = Sender(order, reader)
-    try:
+    sender = Sender(order)
+    with reading(order) as reader:
         _warm(order, sender, reader)
-        print(
-            json.dumps(
-                measure(order, sender, reader) if order.rate or order.outstanding else ramp(order, sender, reader)
-            )
-        )
-    finally:
-        reader.close()
+        figures = measure(order, sender, reader) if order.rate or order.outstanding else ramp(order, sender, reader)
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ messages come from another one, and every repetition has new processes and new t
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
 import sys
@@ -54,8 +53,6 @@ class Plan(msgspec.Struct, kw_only=True, frozen=True):
     outstanding: int = 0
     """A closed loop, with so many messages under way: what it does not see is why the others are open."""
     delivery: str = "at_least_once"
-    cpus: tuple[int, ...] = ()
-    """The contestant's alone."""
     sample_seconds: float = 0.0
     """Say every so many seconds how large ours is, and give the latencies over time in the same steps."""
 
@@ -65,8 +62,7 @@ def main(plan: Plan, *, as_json: bool) -> list[dict[str, Any]]:
     order = random.Random(plan.seed)
     ramps = 0 if plan.workload.rate or plan.outstanding else 1
     steps = len(plan.contestants) * (ramps + len(_shares(plan)) * plan.repeats)
-    with a_cpu_apart() as cpus, kafka(plan.bootstrap_servers) as broker, Progress(steps) as progress:
-        plan = msgspec.structs.replace(plan, cpus=cpus)
+    with kafka(plan.bootstrap_servers) as broker, Progress(steps) as progress:
         saturations: dict[str, dict[str, Any]] = {}
         if ramps:
             for name in order.sample(plan.contestants, len(plan.contestants)):
@@ -89,20 +85,6 @@ def main(plan: Plan, *, as_json: bool) -> list[dict[str, Any]]:
     return cases
 
 
-@contextmanager
-def a_cpu_apart() -> Iterator[tuple[int, ...]]:
-    """One CPU for the contestant, the others for what is ours: sender, reader and broker must not be what slows it."""
-    if not hasattr(os, "sched_setaffinity") or len(all_cpus := os.sched_getaffinity(0)) < 2:
-        yield ()
-        return
-    first, *others = sorted(all_cpus)
-    os.sched_setaffinity(0, others)
-    try:
-        yield (first,)
-    finally:
-        os.sched_setaffinity(0, all_cpus)
-
-
 def _shares(plan: Plan) -> tuple[float, ...]:
     return (1.0,) if plan.workload.rate or plan.outstanding else plan.shares
 
@@ -122,7 +104,6 @@ def run_once(broker: Kafka, plan: Plan, name: str, *, rate: float, seed: int) ->
         timeline=plan.timeline,
         tune_gc=plan.tune_gc,
         delivery="exactly_once" if plan.delivery == "exactly_once" else "at_least_once",
-        cpus=plan.cpus,
         sample_seconds=plan.sample_seconds,
     )
     order = Order(
@@ -283,7 +264,6 @@ def _print(plan: Plan, cases: Sequence[dict[str, Any]]) -> None:
         ],
         rows,
         f"{cases[0]['broker']}; {plan.repeats} repetitions of {plan.seconds:g} s in new processes, in random order; "
-        f"{'the contestant has a CPU for itself; ' if plan.cpus else ''}"
         "INVALID: the sender was late itself by more than a tenth of the p99.  A percentile that the samples cannot "
         "hold is left out.",
     )

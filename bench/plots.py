@@ -237,6 +237,8 @@ def waterfall(stages: Sequence[Stage], words: Words) -> Figure:
                 fontsize=9,
             )
             begin = beyond
+            if not stage.mean:
+                continue  # it took no time, which is nowhere on a scale of logarithms
             if stage.p99 is not None:
                 right.plot([stage.mean, stage.p99], [number, number], color=colour, linewidth=1.6)
                 right.plot([stage.p99], [number], "|", color=colour, markersize=11, markeredgewidth=2.2)
@@ -246,7 +248,7 @@ def waterfall(stages: Sequence[Stage], words: Words) -> Figure:
         left.set_xlim(0, whole * 1.02 or 1.0)
         left.set_xlabel(words("axis_mean_stages"))
         right.set(xscale="log", xlabel=words("axis_mean_p99"))
-        _plain(right.xaxis)
+        _plain(right.xaxis, most=3)
         for axes in (left, right):
             axes.grid(visible=False, axis="y")
             axes.tick_params(axis="y", length=0)
@@ -556,13 +558,15 @@ def _one(height: float = 3.3) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _plain(axis: Any) -> None:
-    """Numbers, not powers of ten; and between the decades if there are few of these."""
+def _plain(axis: Any, *, most: int = 20) -> None:
+    """Numbers, not powers of ten; and between the decades if there are few of these, and there is room."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     low, high = axis.get_view_interval()
     decades = math.log10(high / low) if low > 0 else 0
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2.5 else (1.0,), numticks=20))
+    axis.set_major_locator(
+        LogLocator(subs=(1.0, 2.0, 5.0) if decades < min(2.5, 0.4 * most) else (1.0,), numticks=most)
+    )
     axis.set_major_formatter(lambda value, _: brief(value))
     axis.set_minor_formatter(NullFormatter())
 

@@ -14,7 +14,7 @@ import msgspec
 from .contestant import OURS
 from .figures import print_table, verdict
 from .kafka import kafka
-from .pipeline import Plan, a_cpu_apart, run_once
+from .pipeline import Plan, run_once
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,8 +33,7 @@ def main(plan: Plan, *, minutes: float, rate: float, as_json: bool) -> list[dict
     plan = msgspec.structs.replace(
         plan, seconds=seconds, stages=False, sample_seconds=max(_LEAST_SECONDS, seconds / _INTERVALS)
     )
-    with a_cpu_apart() as cpus, kafka(plan.bootstrap_servers) as broker:
-        plan = msgspec.structs.replace(plan, cpus=cpus)
+    with kafka(plan.bootstrap_servers) as broker:
         print(f"{minutes:g} minutes at {rate:g} messages a second: {plan.workload.title}", flush=True)
         seen, inside = run_once(broker, plan, OURS, rate=rate, seed=plan.seed)
     case = _case(plan, rate, broker.what, seen, inside)

@@ -13,8 +13,9 @@ import msgspec
 import pytest
 import trio
 
-from bench import fanout, rivals
+from bench import rivals
 from bench.guide import Guide
+from bench.jobs import OURS, TASK_GROUP, WITH_MSGSPEC, Job, measured
 
 ROOT = Path(__file__).parent.parent
 NUMBERED = {f"S{number:03}": str(number) for number in range(100)}
@@ -144,29 +145,29 @@ def test_who_is_missing_is_named_with_what_to_install(monkeypatch: pytest.Monkey
     assert line.endswith("pip install '.[bench]'")
 
 
-@pytest.mark.parametrize("contestant", [fanout.OURS, rivals.GUIDE])
+@pytest.mark.parametrize("contestant", [OURS, rivals.GUIDE])
 def test_a_worker_prints_one_line_of_json(contestant: str) -> None:
     jobs = [
-        fanout.Job(what="overhead", contestant=contestant, stations=10, batches=3, sample_seconds=0.001),
-        fanout.Job(what="hang", contestant=contestant, rounds=1),
+        Job(what="overhead", contestant=contestant, stations=10, batches=3, sample_seconds=0.001),
+        Job(what="hang", contestant=contestant, rounds=1),
     ]
-    command = [sys.executable, "-W", "error", "-m", "bench.fanout", "--worker", msgspec.json.encode(jobs).decode()]
+    command = [sys.executable, "-W", "error", "-m", "bench.fanout_worker", msgspec.json.encode(jobs).decode()]
     ran = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, check=True, timeout=60)
     assert ran.stderr == ""
     [line] = ran.stdout.splitlines()
     overhead, hang = json.loads(line)
     assert overhead["us"] > 0
     assert overhead["answers_lost"] == 0
-    assert hang["stragglers"] == (0 if contestant == fanout.OURS else 10)
+    assert hang["stragglers"] == (0 if contestant == OURS else 10)
 
 
-@pytest.mark.parametrize("contestant", [fanout.OURS, fanout.WITH_MSGSPEC, fanout.TASK_GROUP])
+@pytest.mark.parametrize("contestant", [OURS, WITH_MSGSPEC, TASK_GROUP])
 def test_the_whole_path_brings_up_a_list_for_every_message(contestant: str) -> None:
-    [path] = fanout.measured([fanout.Job(what="path", contestant=contestant, stations=20, sample_seconds=0.02)])
+    [path] = measured([Job(what="path", contestant=contestant, stations=20, sample_seconds=0.02)])
     assert path["lists"] > 0  # that none was lost is checked where it runs
 
 
 def test_a_waiting_station_of_ours_is_not_a_task() -> None:
-    [ours] = fanout.measured([fanout.Job(what="memory", contestant=fanout.OURS, stations=5_000)])
-    [bare] = fanout.measured([fanout.Job(what="memory", contestant=rivals.BARE, stations=1_500)])
+    [ours] = measured([Job(what="memory", contestant=OURS, stations=5_000)])
+    [bare] = measured([Job(what="memory", contestant=rivals.BARE, stations=1_500)])
     assert 0 < ours["bytes"] < bare["bytes"] / 5

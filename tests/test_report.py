@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 HAN = re.compile(r"[\u4e00-\u9fff]")
 STAGES = {"fetch": 0.6, "queue": 0.2, "decode": 0.9, "start": 1.1, "stations": 20.4, "close": 0.3, "upload queue": 0.1}
+STAGES |= {"upload": 0.0, "commit": 480.0}
 
 
 def drawn(chance: random.Random, median_ms: float, samples: int, sigma: float = 0.3) -> list[float]:
@@ -227,6 +228,56 @@ def soak_case() -> dict[str, Any]:
     return {"bench": "soak", "contestant": "trioagg", "rate": 60.0, "intervals": intervals}
 
 
+def delivery_cases() -> list[dict[str, Any]]:
+    figures = {"at_least_once": (2000.0, 150.0, 8.0), "exactly_once": (1240.0, 9.4, 61.0)}
+    return [
+        {
+            "bench": "delivery",
+            "delivery": delivery,
+            "per_second": per_second,
+            "messages_a_commit": a_commit,
+            "p50_ms": p50,
+            "p99_ms": 2 * p50,
+            "max_ms": 3 * p50,
+            "samples": 1000 if delivery == "exactly_once" else 40,
+        }
+        for delivery, (per_second, a_commit, p50) in figures.items()
+    ]
+
+
+def faults_cases() -> list[dict[str, Any]]:
+    told = [("killed", "at_least_once", 0, 212), ("killed", "exactly_once", 0, 0), ("slow", "exactly_once", 0, 0)]
+    cases = [
+        {
+            "bench": "faults",
+            "scenario": scenario,
+            "delivery": delivery,
+            "inputs": 15_000,
+            "lost": lost,
+            "duplicated": twice,
+            "longest_stall_seconds": 3.2,
+            "problems": [],
+        }
+        for scenario, delivery, lost, twice in told
+    ]
+    broken_off = {"bench": "faults", "scenario": "made_up", "delivery": "exactly_once", "problems": ["Error: <b>"]}
+    return [*cases, broken_off]
+
+
+def fuzz_case(growth: float = 1.04, unaccounted: int = 0, problems: Iterable[str] = ()) -> dict[str, Any]:
+    return {
+        "bench": "fuzz",
+        "messages": 1_000_000,
+        "batches": 230_000,
+        "poison": 558_000,
+        "empty": 212_000,
+        "unaccounted": unaccounted,
+        "stops": 0,
+        "rss_growth": growth,
+        "problems": list(problems),
+    }
+
+
 def store(directory: Path, command: str, cases: list[dict[str, Any]], **facts: object) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     result = {
@@ -256,6 +307,9 @@ def store_everything(directory: Path) -> None:
     store(directory / "fanout", "fanout", fanout_cases())
     store(directory / "deadline", "deadline", deadline_cases())
     store(directory / "soak", "soak", [soak_case()])
+    store(directory / "delivery", "delivery", delivery_cases())
+    store(directory / "faults", "faults", faults_cases())
+    store(directory / "fuzz", "fuzz", [fuzz_case()])
 
 
 def read(directory: Path, lang: Any = "en") -> str:
@@ -309,6 +363,12 @@ def test_ids_are_unique_and_every_reference_leads_somewhere(page: str) -> None:
         "TaskGroup 0 lists and 34 answers. trioagg lost nothing.",
         "Memory went from 61.5 to 62.1 MiB",
         "A station that waits takes least memory with TaskGroup: 2,710 bytes",
+        "exactly once carries 0.62x what at least once does",
+        "at least once: of 15,000 inputs 0 were lost and 212 came twice",
+        "exactly once: of 30,000 inputs 0 were lost and 0 came twice; 1 of 4 runs are not as they must be",
+        "Of 1,000,000 hostile messages 230,000 became batches, 558,000 were poison and 212,000 empty",
+        "none is unaccounted for, and none stopped the service",
+        "memory at the end is 1.04x what it was",
     ],
 )
 def test_what_is_found_is_said_with_its_figures(page: str, figure: str) -> None:
@@ -327,6 +387,54 @@ def test_the_machine_and_the_noise_floor_are_in_the_header(page: str) -> None:
         "Kafka",
     ):
         assert fact in head
+
+
+def row_of(page: str, *first: str) -> list[str]:
+    """The cells of the only row that begins with these."""
+    begin = "".join(rf"<td[^>]*>{re.escape(cell)}</td>" for cell in first)
+    [row] = re.findall(rf"<tr[^>]*>{begin}.*?</tr>", page)
+    return re.findall(r"<td[^>]*>(.*?)</td>", row)
+
+
+def test_the_commit_is_no_part_of_a_lists_way(page: str) -> None:
+    part = page[page.index('id="w1-waterfall"') : page.index('id="w1-time"')]
+    way, apart = part[part.index("<tbody>") :].split("<tfoot>")
+    shares = [float(share) for share in re.findall(r"<td>([\d.]+) %</td>", way)]
+    assert sum(shares) == pytest.approx(100, abs=0.5)
+    assert ">commit<" not in way
+    assert ">commit<" in apart
+    stage, mean, share, _ = row_of(apart, "commit")
+    assert (stage, share) == ("commit", "")
+    assert f"committed once a second, {mean} ms later in the mean." in part
+    assert 400 < float(mean) < 600
+
+
+def test_a_stage_that_takes_no_time_keeps_its_row(page: str) -> None:
+    part = page[page.index('id="w1-waterfall"') : page.index('id="w1-time"')]
+    assert row_of(part, "upload") == ["upload", "0", "0.0 %", "–"]
+
+
+def test_a_way_of_delivery_has_no_percentile_that_its_samples_cannot_hold(page: str) -> None:
+    assert row_of(page, "at least once", "2,000") == ["at least once", "2,000", "150", "8", "–", "24"]
+    assert row_of(page, "exactly once", "1,240") == ["exactly once", "1,240", "9.4", "61", "122", "183"]
+
+
+def test_every_fault_has_a_row_and_its_problems_are_marked(page: str) -> None:
+    whole = ["member killed", "at least once", "15,000", "0", "212", "3.2 s", "none"]
+    assert row_of(page, "member killed", "at least once") == whole
+    broken_off = row_of(page, "made up")
+    assert broken_off == ["made up", "exactly once", *"????", '<span class="bad">Error: &lt;b&gt;</span>']
+    assert 'class="finding is-bad">at least once: of' in page
+    assert row_of(page, "network slow")[1] == "exactly once"  # and not the model of that name
+
+
+def test_the_fuzzers_memory_is_only_told_where_the_run_is_long_enough(tmp_path: Path) -> None:
+    store(tmp_path, "fuzz", [fuzz_case(growth=float("nan"), unaccounted=3, problems=["the books do not add up"])])
+    page = read(tmp_path)
+    cells = ["1,000,000", "230,000", "558,000", "212,000", "3", "0", "–"]
+    assert row_of(page, "1,000,000")[:7] == cells
+    assert "too short a run to tell its memory" in page
+    assert "3 are unaccounted for, and the service stopped 0 times." in page
 
 
 def test_an_invalid_run_is_marked_with_its_reason(page: str) -> None:
@@ -356,7 +464,9 @@ def test_a_percentile_that_the_samples_cannot_hold_is_neither_printed_nor_drawn(
     assert ys[-1] == pytest.approx(195, abs=1)
 
 
-@pytest.mark.parametrize("missing", ["pipeline", "deadline", "timeouts", "fanout", "soak"])
+@pytest.mark.parametrize(
+    "missing", ["pipeline", "deadline", "timeouts", "fanout", "soak", "delivery", "faults", "fuzz"]
+)
 def test_what_is_missing_says_which_command_makes_it(tmp_path: Path, missing: str) -> None:
     store(tmp_path, "core", [])
     assert f"python -m bench {missing} --out DIR" in read(tmp_path)
