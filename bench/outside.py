@@ -111,9 +111,10 @@ def read(order: Order, name: str) -> None:
     )
     consumer.assign([TopicPartition(order.results, number, OFFSET_BEGINNING) for number in range(order.partitions)])
     while not shared.head[_OVER]:
-        got = consumer.consume(500, 0.01)
+        # Not consume(500, ...): it waits until there are so many.
+        first = consumer.poll(0.05)
         now = time.monotonic_ns()
-        for one in got:
+        for one in [first, *consumer.consume(500, 0)] if first is not None else ():
             if one.error() is None:
                 _note(order, shared, one.key() or b"", one.value() or b"", now)
     consumer.close()

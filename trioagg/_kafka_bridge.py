@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ABORT_SECONDS: Final = 4.0
 ABANDON_SECONDS: Final = 3.0
 """For what does not even end when it is cancelled."""
-_GATHER_SECONDS: Final = 0.005
+_GATHER_SECONDS: Final = 0.02
 _EXIT_SECONDS: Final = 0.1
 
 
@@ -107,7 +107,7 @@ class Bridge:
 
     @trio.lowlevel.enable_ki_protection
     async def gather(self) -> None:
-        """Tell the asyncio side what Trio's has for it: when nobody else has anything to do, or after 5 ms.
+        """Tell the asyncio side what Trio's has for it: when nobody else has anything to do, or after 20 ms.
 
         Told at once, it would make a request for every list and a fetch for every free place: the broker is quick, and
         the loop is drained, so that under load an answer is here before the next list is.  That took half of the time.
