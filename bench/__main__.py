@@ -140,7 +140,9 @@ def fanout(
     from . import fanout as bench
 
     lab = Lab("fanout", common)
-    cases = bench.main(stations, batches, quick=common.quick, as_json=common.json, seed=common.seed, repeats=repeats)
+    cases = bench.main(
+        stations, batches, facts=lab.facts, quick=common.quick, as_json=common.json, seed=common.seed, repeats=repeats
+    )
     lab.finish(cases, stations=stations, batches=batches)
 
 

@@ -16,7 +16,7 @@ from . import rivals
 from .batches import KINDS
 from .fanout_cases import FLAT_BATCHES, FLAT_STATIONS, FLAT_STATIONS_OF_A_BATCH, Row, cases_of
 from .fanout_tables import print_tables
-from .figures import Progress, console, describe, environment, print_lines
+from .figures import Progress, print_lines
 from .jobs import OURS, RUN_BATCH, STATIONS_OF_A_BATCH, TASK_GROUP, Job, measured
 from .paths import PATHS
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _MEMORY_STATIONS: Final = (20_000, 100_000)
 _REPEATS: Final = 5
 _PATH_SECONDS: Final = 2.0
+_RECORDER_ROUNDS: Final = 15
 _QUICK_STATIONS: Final = (1, 100, 1_000)
 _QUICK_BATCHES: Final = (10,)
 _QUICK_SAMPLE_SECONDS: Final = 0.02
@@ -47,13 +48,13 @@ def main(
     stations: Sequence[int],
     batches: Sequence[int],
     *,
+    facts: dict[str, Any],
     quick: bool,
     as_json: bool,
     seed: int,
     repeats: int | None,
 ) -> list[dict[str, Any]]:
     """Measure, print, and give the cases."""
-    facts = environment(wakeups=100 if quick else 1000)
     repeats = repeats or (1 if quick else _REPEATS)
     plans = _quick_plans(stations, batches, repeats) if quick else _plans(stations, batches, repeats)
     order = random.Random(seed)
@@ -65,7 +66,6 @@ def main(
     if as_json:
         print_lines({**facts, "seed": seed}, cases)
         return cases
-    console().print(describe(facts), highlight=False)
     print_tables(cases)
     if (left_out := rivals.absent()) is not None:
         print(left_out)
@@ -79,6 +79,7 @@ def _plans(stations: Sequence[int], batches: Sequence[int], repeats: int) -> lis
     plans.append(_Plan([Job(what="hang")], everybody, repeats))
     paths = [Job(what="path", sample_seconds=_PATH_SECONDS, nested=nested) for nested in (False, True)]
     plans += [_Plan([job], list(PATHS), repeats) for job in paths]
+    plans.append(_Plan([Job(what="recorder", rounds=_RECORDER_ROUNDS)], [OURS], repeats))
     plans += [_Plan([Job(what="memory", stations=number)], [OURS, *rivals.present()]) for number in _MEMORY_STATIONS]
     for kind, of_one in FLAT_STATIONS_OF_A_BATCH.items():
         flat_shapes = [(number, 1) for number in FLAT_STATIONS] + [(of_one, number) for number in FLAT_BATCHES]
@@ -96,7 +97,7 @@ def _quick_plans(stations: Sequence[int], batches: Sequence[int], repeats: int) 
     return [
         _Plan(jobs, [OURS, RUN_BATCH, *rivals.present()], repeats),
         _Plan([path], [OURS, rivals.GUIDE, TASK_GROUP], repeats),
-        _Plan([Job(what="memory", stations=20_000)], [OURS]),
+        _Plan([Job(what="recorder", rounds=3), Job(what="memory", stations=20_000)], [OURS]),
         _Plan([Job(what="memory", stations=2_000)], [rivals.BARE, rivals.GUIDE, TASK_GROUP]),
     ]
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .jobs import Job, Kind
 
 _TIMES_THE_GUIDE_AT_LEAST: Final = 2.5
+_RECORDER_AT_MOST: Final = 1.03
 _BYTES_AT_MOST: Final = 64.0
 _MAX_BY_MIN_AT_MOST: Final = 1.3
 FLAT_STATIONS: Final = (10, 100, 1_000, 10_000, 100_000)
@@ -41,6 +42,7 @@ def cases_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
         *_overhead_cases([row for row in rows if row.job.what == "overhead" and not row.job.tune_gc]),
         *_hang_cases([row for row in rows if row.job.what == "hang"]),
         *_path_cases([row for row in rows if row.job.what == "path"]),
+        *_recorder_cases([row for row in rows if row.job.what == "recorder"]),
         *_memory_cases([row for row in rows if row.job.what == "memory"]),
         *_flat_cases([row for row in rows if row.job.tune_gc]),
     ]
@@ -135,6 +137,24 @@ def _path_cases(rows: Sequence[Row]) -> list[dict[str, Any]]:
             }
         )
     return cases
+
+
+def _recorder_cases(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    return [
+        {
+            "bench": "fanout",
+            "kind": "recorder",
+            "contestant": row.job.contestant,
+            "stations": row.job.stations,
+            "rounds": len(ratios := [ratio for of_one in row.of("ratios") for ratio in of_one]),
+            "cpu_ratio": median(ratios),
+            "cpu_ratio_p25": percentile(ratios, 25),
+            "cpu_ratio_p75": percentile(ratios, 75),
+            "at_most": _RECORDER_AT_MOST,
+            "met": median(ratios) <= _RECORDER_AT_MOST,
+        }
+        for row in rows
+    ]
 
 
 def _memory_cases(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ def print_tables(cases: Sequence[dict[str, Any]]) -> None:
         ("overhead", _print_overhead),
         ("hang", _print_hang),
         ("path", _print_path),
+        ("recorder", _print_recorder),
         ("memory", _print_memory),
         ("flat", _print_flat),
     ):
@@ -111,6 +112,23 @@ def _print_path(cases: Sequence[dict[str, Any]]) -> None:
         ],
         "On the CPU: the ratio of CPU times, which other processes disturb less.  Ours checks every message and every "
         "result; the rivals take them as they come.",
+    )
+
+
+def _print_recorder(cases: Sequence[dict[str, Any]]) -> None:
+    print_table(
+        "What does it cost to record where the time goes?  On the same path, by turns",
+        ["contestant", "rounds", "CPU, with : without", "at most", ""],
+        [
+            [
+                case["contestant"],
+                str(case["rounds"]),
+                f"{case['cpu_ratio']:.3f} ({case['cpu_ratio_p25']:.3f}-{case['cpu_ratio_p75']:.3f})",
+                f"{case['at_most']:g}",
+                verdict(case["met"]),
+            ]
+            for case in cases
+        ],
     )
 
 

@@ -177,6 +177,8 @@ def _work(job: Job) -> dict[str, Any]:
         return _memory(job)
     if job.what == "path":
         return paths.measure(job)
+    if job.what == "recorder":
+        return paths.measure_recorder(job)
     return rivals.run(loop_of(job.contestant), _overhead if job.what == "overhead" else _hang, job)
 
 

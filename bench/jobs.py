@@ -31,7 +31,7 @@ _WORKER_SECONDS: Final = 900.0
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """What a process measures."""
 
-    what: Literal["overhead", "hang", "path", "memory"]
+    what: Literal["overhead", "hang", "path", "recorder", "memory"]
     contestant: str = ""
     station: Kind = "never waits"
     stations: int = STATIONS_OF_A_BATCH

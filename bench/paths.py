@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 import trio
 
-from trioagg import BatchReport, BatchResultAggregator
+from trioagg import BatchReport, BatchResultAggregator, Observer
 from trioagg._encoding import encode_list, encode_result, result_headers
 from trioagg._reader import Reader
 from trioagg._settings import InputLimits
@@ -25,6 +25,7 @@ from . import rivals
 from .batches import numbered
 from .guide import Guide
 from .jobs import OURS, TASK_GROUP, TASK_GROUP_WITH_MSGSPEC, WITH_MSGSPEC
+from .stages import Stages
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from .rivals import Loop
 
 IN_FLIGHT: Final = 50
+_MESSAGES_OF_A_TURN: Final = 200
 _TOPIC: Final = "SCHEDULE-STATION-REALTIME-DATA"
 
 
@@ -110,7 +112,7 @@ class _Sink:
 
 
 @asynccontextmanager
-async def _our_path(value: bytes, handler: _Handler) -> AsyncIterator[_Feed]:
+async def _our_path(value: bytes, handler: _Handler, observers: Sequence[Observer] = ()) -> AsyncIterator[_Feed]:
     reader = Reader(None, InputLimits())
 
     async def feed(offsets: Iterator[int]) -> None:  # noqa: ASYNC910 - there is a message
@@ -120,7 +122,9 @@ async def _our_path(value: bytes, handler: _Handler) -> AsyncIterator[_Feed]:
         while aggregator.in_flight:  # noqa: ASYNC110 - an Event would be set in what is measured
             await trio.lowlevel.checkpoint()
 
-    async with BatchResultAggregator(_predicts, sink=_Sink(handler), max_batches_in_flight=IN_FLIGHT) as aggregator:
+    async with BatchResultAggregator(
+        _predicts, sink=_Sink(handler), max_batches_in_flight=IN_FLIGHT, observers=observers
+    ) as aggregator:
         yield feed
 
 
@@ -236,3 +240,24 @@ async def _path(job: Job) -> dict[str, Any]:
     handler.check(fed, job.stations)
     lists = handler.lists - warm
     return {"per_second": lists / took, "per_cpu_second": lists / on_cpu, "lists": lists}
+
+
+def measure_recorder(job: Job) -> dict[str, Any]:
+    """What it costs to record where the time goes: CPU time with the recorder / without it, by turns in one process."""
+    return trio.run(_with_and_without, job)
+
+
+async def _with_and_without(job: Job) -> dict[str, Any]:
+    value, handler = _message_bytes(job.stations, nested=False), _Handler()
+    ratios = []
+    async with _our_path(value, handler) as plain, _our_path(value, handler, [Stages()]) as recorded:
+        for number in range(job.rounds + 1):
+            on_cpu = {}
+            for feed in (plain, recorded) if number % 2 else (recorded, plain):
+                gc.collect()
+                began = time.thread_time()
+                await feed(iter(range(_MESSAGES_OF_A_TURN)))
+                on_cpu[feed] = time.thread_time() - began
+            if number:  # the first one warms up
+                ratios.append(on_cpu[recorded] / on_cpu[plain])
+    return {"ratios": ratios}  # noqa: ASYNC910 - there is a round
