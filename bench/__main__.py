@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -61,6 +62,7 @@ class Lab:
 
     def __init__(self, command: str, common: Common) -> None:
         self._command, self._common = command, common
+        self._began = datetime.now(UTC)
         self.facts = results.facts(wakeups=100 if common.quick else 1000)
         if not common.json:
             console().print(describe(self.facts), highlight=False)
@@ -73,6 +75,7 @@ class Lab:
                 common.out,
                 self._command,
                 cases,
+                began=self._began,
                 environment=self.facts,
                 arguments=arguments,
                 seed=common.seed,
@@ -197,7 +200,7 @@ def pipeline(
     loop_lag
         Also say who kept the loop, and who waited for it.  Costs a tenth of the speed.
     timeline
-        Write a trace of the worst batch there, for ui.perfetto.dev.
+        Write a trace of the worst batch there, for ui.perfetto.dev; one repetition at one load.
     """
     from . import pipeline as bench
     from . import workload as workloads
@@ -212,8 +215,8 @@ def pipeline(
     plan = bench.Plan(
         workload=workloads.load(workload),
         contestants=contestants or rivals,
-        shares=loads[1:2] if common.quick and len(loads) > 1 else loads,
-        repeats=repeats or (1 if common.quick else 5),
+        shares=loads[1:2] if (common.quick or timeline) and len(loads) > 1 else loads,
+        repeats=1 if timeline else repeats or (1 if common.quick else 5),
         seconds=seconds or (2.0 if common.quick else 5.0),
         ramp_from=400.0 if common.quick else 100.0,
         ramp_step_seconds=0.5 if common.quick else 1.0,

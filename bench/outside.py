@@ -9,11 +9,12 @@ It prints one JSON line.  Which list belongs to which message is known beforehan
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import time
 from array import array
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import cycle
 from multiprocessing import get_context, resource_tracker
 from multiprocessing.shared_memory import SharedMemory
@@ -110,7 +111,8 @@ def read(order: Order, name: str) -> None:
         }
     )
     consumer.assign([TopicPartition(order.results, number, OFFSET_BEGINNING) for number in range(order.partitions)])
-    while not shared.head[_OVER]:
+    sender = os.getppid()
+    while not shared.head[_OVER] and os.getppid() == sender:  # a sender that was killed says nothing
         # Not consume(500, ...): it waits until there are so many.
         first = consumer.poll(0.05)
         now = time.monotonic_ns()
@@ -170,6 +172,12 @@ class Sender:
         self._values = cycle(lines or [message(number, order.stations) for number in range(200)])
         self.sent = 0
         self.due, self.slips = array("q"), array("q")
+
+    def hurry(self) -> None:
+        """Before everybody else when a message is due, where the system lets us: the sender must be on time."""
+        if hasattr(os, "sched_setscheduler"):
+            with suppress(OSError):
+                os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
 
     def send(self, due_ns: int) -> None:
         """Wait until the message is due, and send it."""
@@ -333,6 +341,7 @@ def main() -> None:
     order = msgspec.json.decode(sys.argv[1], type=Order)
     sender = Sender(order)
     with reading(order) as reader:
+        sender.hurry()
         _warm(order, sender, reader)
         figures = measure(order, sender, reader) if order.rate or order.outstanding else ramp(order, sender, reader)
     print(json.dumps(figures))

@@ -22,6 +22,7 @@ from . import workload as workloads
 from .contestant import OURS, Entry
 from .figures import Progress, print_table
 from .kafka import Kafka, kafka
+from .looplag import print_tables
 from .outside import Order
 
 if TYPE_CHECKING:
@@ -269,6 +270,8 @@ def _print(plan: Plan, cases: Sequence[dict[str, Any]]) -> None:
     )
     if ours is not None and plan.stages:
         _print_stages(ours)
+    if ours is not None:
+        _print_what_else_it_says(ours)
 
 
 def _figure(ms: float | None) -> str:
@@ -298,3 +301,11 @@ def _print_stages(case: dict[str, Any]) -> None:
         "fetch: due until the service has it; stations: until the last answer or the deadline; close: beyond that; "
         "upload: until Kafka has acknowledged the list; commit: until its offset is committed, once a second.",
     )
+
+
+def _print_what_else_it_says(case: dict[str, Any]) -> None:
+    *_, last = (one["inside"] for load in case["loads"] for one in load["repeats"])
+    if "loop" in last:
+        print_tables(last["loop"])
+    if "timeline" in last:
+        print(last["timeline"])

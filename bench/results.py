@@ -7,7 +7,6 @@ import os
 import platform
 import subprocess
 import sys
-from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -17,6 +16,7 @@ from .figures import environment
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
 FORMAT: Final = 1
 NAME: Final = "result.json"
@@ -42,6 +42,7 @@ def write(
     command: str,
     cases: Sequence[dict[str, Any]],
     *,
+    began: datetime,
     environment: dict[str, Any],
     arguments: dict[str, Any],
     seed: int | None,
@@ -52,7 +53,7 @@ def write(
     whole = {
         "format": FORMAT,
         "command": command,
-        "began": datetime.now(UTC).isoformat(timespec="seconds"),
+        "began": began.isoformat(timespec="seconds"),
         "quick": quick,
         "seed": seed,
         "arguments": arguments,

@@ -32,12 +32,3 @@ def due_times(rate: float, seconds: float, arrivals: Arrivals, seed: int) -> arr
         times.append(round(due * NANOSECONDS))
         due += chance.expovariate(rate)
     return times
-
-
-def steps(rates: list[float], step_seconds: float) -> array[int]:
-    """The due times of a ramp: so many seconds at each rate, evenly."""
-    times = array("q")
-    for number, rate in enumerate(rates):
-        began = number * step_seconds
-        times.extend(round((began + i / rate) * NANOSECONDS) for i in range(max(1, round(rate * step_seconds))))
-    return times

@@ -6,6 +6,7 @@ import json
 import math
 import random
 from array import array
+from datetime import UTC, datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -256,7 +257,8 @@ def test_a_difference_below_the_noise_floor_is_none() -> None:
 
 def test_results_of_different_commands_are_not_compared(tmp_path: Path) -> None:
     for command in ("core", "pipeline"):
-        results.write(tmp_path / command, command, [], environment={}, arguments={}, seed=1, quick=True)
+        now = datetime.now(UTC)
+        results.write(tmp_path / command, command, [], began=now, environment={}, arguments={}, seed=1, quick=True)
     with pytest.raises(SystemExit, match=r"'core' and .* of 'pipeline'"):
         compare.main(tmp_path / "core", tmp_path / "pipeline", threshold=0.1, as_json=True, seed=1)
 
