@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -445,5 +446,11 @@ def everything(
         sys.exit(f"not as it must be: {', '.join(failed)}")
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run a command.  Whoever is told to end takes its contestants and its broker along."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     app()
+
+
+if __name__ == "__main__":
+    main()

@@ -84,9 +84,10 @@ def users_own(name: str) -> Any:
         sys.exit(f"--callback {name}: {error}; wanted is module:function")
 
 
-def max_rss_mib() -> float:
-    """The most memory that this process has had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def max_rss_mib() -> float | None:
+    """The most memory that this process has had.  Not ru_maxrss: that begins with what the parent had."""
+    kib = _status("VmHWM")
+    return None if kib is None else round(kib / 1024, 1)
 
 
 class _Slowed(Observer):

@@ -94,7 +94,7 @@ class Shared:
         self._memory.close()
 
 
-def read(order: Order, name: str) -> None:
+def read(order: Order, name: str, sender: int) -> None:
     """Read what is committed, and note when each list came.
 
     In a process of its own: in a thread of the sender's, either would wait for the other's turn.
@@ -111,7 +111,6 @@ def read(order: Order, name: str) -> None:
         }
     )
     consumer.assign([TopicPartition(order.results, number, OFFSET_BEGINNING) for number in range(order.partitions)])
-    sender = os.getppid()
     while not shared.head[_OVER] and os.getppid() == sender:  # a sender that was killed says nothing
         # Not consume(500, ...): it waits until there are so many.
         first = consumer.poll(0.05)
@@ -141,7 +140,7 @@ def _note(order: Order, shared: Shared, key: bytes, value: bytes, now: int) -> N
 def reading(order: Order) -> Iterator[Shared]:
     """A reader, as long as the block lasts."""
     shared = Shared()
-    process = get_context("spawn").Process(target=read, args=(order, shared.name), daemon=True)
+    process = get_context("spawn").Process(target=read, args=(order, shared.name, os.getpid()), daemon=True)
     process.start()
     try:
         yield shared

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +77,7 @@ def test_every_message_has_its_list_and_every_station_its_verdict(kafka: Kafka, 
     # What was sent to warm up is in the service's own books only.
     assert repeat["answers"] < verdicts["succeeded"]
     assert inside["overshoots"] == inside["completed_by"]["timeout"]
-    assert [path.suffix for path in sorted((tmp_path / "found").iterdir())] == [".hgrm", ".hlog", ".json"]
+    assert sorted(path.suffix for path in (tmp_path / "found").iterdir()) == [".hgrm", ".hlog", ".json"]
 
 
 def test_a_callback_and_messages_of_ones_own_are_run(kafka: Kafka, tmp_path: Path) -> None:
@@ -117,3 +119,37 @@ def test_a_callback_that_does_not_exist_is_said_to_be_none(kafka: Kafka, tmp_pat
     )
     assert ran.returncode == 1
     assert "--callback no.such:thing: No module named 'no'; wanted is module:function" in ran.stderr
+
+
+def test_a_bench_that_is_told_to_end_leaves_no_process_behind(kafka: Kafka, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(WORKLOAD.format(hanging=0.0, failing=0.0))
+    command = [sys.executable, "-m", "bench", "pipeline", "--bootstrap-servers", kafka.bootstrap]
+    process = subprocess.Popen(
+        [*command, "--workload", "mine.toml", "--contestants", "trioagg", "--seconds", "60"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        until = time.monotonic() + 30
+        while len(children := descendants_of(process.pid)) < 3 and time.monotonic() < until:
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(30) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+    assert len(children) >= 3
+    until = time.monotonic() + 15  # the reader looks whether its sender is there
+    while any(Path(f"/proc/{child}").exists() for child in children) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert [child for child in children if Path(f"/proc/{child}").exists()] == []
+
+
+def descendants_of(pid: int) -> list[int]:
+    try:
+        listed = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except FileNotFoundError:
+        return []
+    children = [int(child) for child in listed.split()]
+    return [*children, *(grandchild for child in children for grandchild in descendants_of(child))]
