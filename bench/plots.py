@@ -276,7 +276,7 @@ def load_curves(curves: Sequence[LoadCurve], look: Mapping[str, Look], words: Wo
     """The hockey stick: flat while there is room, and then not."""
     with _style():
         figure, axes = _one(height=3.6)
-        axes.set(yscale="log", xlabel=words("axis_rate"), ylabel=words("axis_p50_p99"))
+        axes.set(xscale="log", yscale="log", xlabel=words("axis_rate"), ylabel=words("axis_p50_p99"))
         for curve in curves:
             mine = look[curve.name]
             for line, wanted in (("-", "p50"), ("--", "p99")):
@@ -297,8 +297,7 @@ def load_curves(curves: Sequence[LoadCurve], look: Mapping[str, Look], words: Wo
                 axes.plot(*zip(*bad, strict=True), "x", color=_WARN, markersize=10, zorder=4) if bad else None
             if curve.saturation is not None:
                 axes.axvline(curve.saturation, color=mine.colour, linestyle=":", linewidth=1.4)
-        axes.set_xlim(left=0)
-        axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+        _plain(axes.xaxis)
         _plain(axes.yaxis)
         _legend(figure, axes)
         return figure

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .words import Words
 
 _NEAR_DEADLINE: Final = 0.5
+_ENOUGH_LOADS: Final = 3
 
 
 def load_part(scenario: Scenario, look: Mapping[str, plots.Look], words: Words) -> Part | None:
@@ -65,7 +66,9 @@ def _rates(case: Json) -> list[plots.Rate]:
         for load in case.get("loads", ())
         if load["rate"]
     ]
-    return sorted((rate for rate in ramp + loads if rate.p50), key=lambda rate: rate.per_second)
+    # A second of the ramp says little beside several repetitions, but it is better than nothing.
+    rates = loads if len(loads) >= _ENOUGH_LOADS else ramp + loads
+    return sorted((rate for rate in rates if rate.p50), key=lambda rate: rate.per_second)
 
 
 def _load_finding(
