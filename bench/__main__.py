@@ -182,7 +182,7 @@ def pipeline(
     repeats
         Of every load; 5 if nothing is said, 1 with --quick.
     seconds
-        Of one repetition; 5 if nothing is said, 2 with --quick.
+        Of one repetition; 5 if nothing is said, 1.5 with --quick.
     bootstrap_servers
         A broker of yours (topics named bench-* are made there); `mock` for librdkafka's stand-in.  Without it a real
         Kafka is started, as the tests do.
@@ -218,9 +218,9 @@ def pipeline(
         contestants=contestants or rivals,
         shares=loads[1:2] if (common.quick or timeline) and len(loads) > 1 else loads,
         repeats=1 if timeline else repeats or (1 if common.quick else 5),
-        seconds=seconds or (2.0 if common.quick else 5.0),
-        ramp_from=400.0 if common.quick else 100.0,
-        ramp_step_seconds=0.5 if common.quick else 1.0,
+        seconds=seconds or (1.5 if common.quick else 5.0),
+        ramp_from=500.0 if common.quick else 100.0,
+        ramp_step_seconds=0.4 if common.quick else 1.0,
         seed=common.seed,
         bootstrap_servers=bootstrap_servers,
         callback=callback,

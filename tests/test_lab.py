@@ -96,7 +96,7 @@ def test_a_callback_and_messages_of_ones_own_are_run(kafka: Kafka, tmp_path: Pat
     assert {"S0", "S1", "S2", "S3"} <= rows
 
 
-@pytest.mark.parametrize("rival", ["bare pipe", "TaskGroup", "FastStream", "guide"])
+@pytest.mark.parametrize("rival", ["FastStream", "guide"])
 def test_the_rivals_lose_no_message_either(kafka: Kafka, tmp_path: Path, rival: str) -> None:
     case = pipeline(kafka, tmp_path, "--contestants", rival)
     assert case["contestant"] == rival
