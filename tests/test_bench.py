@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import trioagg
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 # When messages are due.
 
 
+@settings(deadline=None)
 @given(st.floats(1, 5000), st.floats(0.1, 3), st.integers(0, 2**32))
 def test_a_fixed_rate_is_kept_to_the_nanosecond(rate: float, seconds: float, seed: int) -> None:
     due = schedule.due_times(rate, seconds, "fixed", seed)
@@ -49,6 +50,7 @@ def test_poisson_arrivals_come_at_the_rate_and_are_as_irregular_as_they_should_b
 # What samples can tell.
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1_000, 10**12), min_size=1, max_size=200))
 def test_a_histogram_keeps_three_digits_and_the_largest(nanoseconds: list[int]) -> None:
     histogram = histograms.decoded(histograms.encoded(histograms.of(nanoseconds)))
