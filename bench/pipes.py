@@ -4,7 +4,7 @@ All of them take messages as fast as they may, have at most so many in flight, w
 list, and commit their position once a second.  That position may be ahead of what is up: after a crash they lose what
 was in between, which is not what is measured here.
 """
-# flake8: noqa: ASYNC - asyncio knows no checkpoints
+# flake8: noqa: ASYNC119, ASYNC124, ASYNC251, ASYNC900, ASYNC910, ASYNC911, ASYNC912, ASYNC913 - asyncio: no checkpoints
 
 from __future__ import annotations
 
@@ -129,17 +129,22 @@ class Pipe:
         """Messages through *batch* until the end."""
         async with self.connected() as (consumer, producer):
             self.producer = producer
-            ended = self._until_the_end()
-            say_ready()
-            while not ended.done():
-                found = await consumer.getmany(timeout_ms=100)
-                for message in (message for messages in found.values() for message in messages):
-                    await self._room.acquire()
-                    task = asyncio.create_task(self._one(batch, message))
-                    self._working.add(task)
-                    task.add_done_callback(self._working.discard)
+            async for message in self._messages(consumer):
+                task = asyncio.create_task(self._one(batch, message))
+                self._working.add(task)
+                task.add_done_callback(self._working.discard)
             if self._working:
                 await asyncio.wait(self._working, timeout=20)
+
+    async def _messages(self, consumer: Any) -> AsyncIterator[Any]:
+        """As they come, and as there is room for them."""
+        ended = self._until_the_end()
+        say_ready()
+        while not ended.done():
+            found = await consumer.getmany(timeout_ms=100)
+            for message in (message for messages in found.values() for message in messages):
+                await self._room.acquire()
+                yield message
 
     def _until_the_end(self) -> asyncio.Future[Any]:
         return asyncio.ensure_future(asyncio.to_thread(wait_for_the_end))
@@ -171,13 +176,8 @@ class Pipe:
             self.connected() as (consumer, self.producer),
             Guide(self.call, self.entry.workload.deadline_seconds, upload) as guide,
         ):
-            ended = self._until_the_end()
-            say_ready()
-            while not ended.done():
-                found = await consumer.getmany(timeout_ms=100)
-                for message in (message for messages in found.values() for message in messages):
-                    await self._room.acquire()
-                    await guide.submit(name_of(message), stations_of(message.value))
+            async for message in self._messages(consumer):
+                await guide.submit(name_of(message), stations_of(message.value))
         self.tally.answers, self.tally.late = guide.answers, guide.late
         self.tally.stragglers = guide.stragglers
 
