@@ -99,7 +99,7 @@ class _Slowed(Observer):
     def closed(self, report: BatchReport) -> None:
         self._batches += 1
         if self._faults.stall_ms and self._batches % self._faults.stall_every == 0:
-            time.sleep(self._faults.stall_ms / 1000)
+            time.sleep(self._faults.stall_ms / 1000)  # the loop standing still is what it is about
 
 
 def _slow_down_uploads(seconds: float) -> None:
@@ -165,7 +165,6 @@ async def run_trioagg(entry: Entry) -> dict[str, Any]:
         "completed_by": dict(statistics.completed_by),
         "expected": statistics.expected,
         "ledger_adds_up": sum(statistics.stations.values()) == statistics.expected,
-        "stragglers": statistics.unreaped_batches,
         "loop_stalls": statistics.loop_stalls,
         "samples": samples,
     }
@@ -214,7 +213,7 @@ def say_ready() -> None:
 
 
 def wait_for_the_end() -> tuple[int, int]:
-    """Until standard input ends: its last line may say which time is meant, in nanoseconds of the monotonic clock."""
+    """Until standard input ends: its first line may say which time is meant, in nanoseconds of the monotonic clock."""
     lines = sys.stdin.read().split("\n")
     begin, end = json.loads(lines[0]) if lines[0] else (0, 1 << 62)
     return begin, end

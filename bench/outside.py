@@ -219,7 +219,7 @@ def _wait_for_all(sender: Sender, reader: Shared, seconds: float) -> None:
     sender.flush()
     until = time.monotonic() + seconds
     while reader.lists < sender.sent and time.monotonic() < until:
-        time.sleep(0.005)
+        time.sleep(0.005)  # another process notes the lists: there is nothing to wait on
 
 
 def measure(order: Order, sender: Sender, reader: Shared) -> dict[str, Any]:

@@ -175,7 +175,7 @@ async def _task_groups_path(value: bytes, handler: _Handler, codec: _Codec) -> A
         async def station(station_id: str, value: Any) -> None:
             try:
                 answer = await _predicts(station_id, value)
-            except Exception:
+            except Exception:  # a station's error costs nobody else anything
                 return  # noqa: ASYNC910 - one that fails has ended
             results.append(answer)
 

@@ -207,10 +207,16 @@ def _accounts(name: str, plan: Plan, repeats: Sequence[dict[str, Any]]) -> dict[
         "answers_lost": None
         if hopeless or plan.callback
         else sum(one["expected_answers"] - one["answers"] for one in repeats),
-        "late_answers": sum(one.get("late", 0) for one in inside),
-        "stragglers": sum(one.get("stragglers", 0) for one in inside),
+        "late_answers": _counted(inside, "late"),
+        "stragglers": _counted(inside, "stragglers"),
         "ledger_adds_up": all(one["ledger_adds_up"] for one in inside) if name == OURS else None,
     }
+
+
+def _counted(inside: Sequence[dict[str, Any]], name: str) -> int | None:
+    """None where nobody counts it: that is not the same as none."""
+    found = [one[name] for one in inside if one.get(name) is not None]
+    return sum(found) if found else None
 
 
 def bad_accounts(cases: Sequence[dict[str, Any]]) -> list[str]:
@@ -280,7 +286,8 @@ def _figure(ms: float | None) -> str:
 
 def _losses(accounts: dict[str, Any]) -> str:
     answers = "-" if accounts["answers_lost"] is None else str(accounts["answers_lost"])
-    return f"{accounts['lists_lost']} / {answers} / {accounts['stragglers']}"
+    stragglers = "-" if accounts["stragglers"] is None else str(accounts["stragglers"])
+    return f"{accounts['lists_lost']} / {answers} / {stragglers}"
 
 
 def _print_stages(case: dict[str, Any]) -> None:

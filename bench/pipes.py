@@ -58,7 +58,10 @@ class Tally:
     """What a design has to say of itself."""
 
     def __init__(self) -> None:
-        self.answers = self.timed_out = self.failed = self.late = self.stragglers = 0
+        self.answers = self.timed_out = self.failed = 0
+        self.late: int | None = None
+        self.stragglers: int | None = None
+        """None where a design has no way to tell."""
 
 
 async def with_task_group(
@@ -70,7 +73,7 @@ async def with_task_group(
     async def station(station_id: str, value: Any) -> None:
         try:
             result = await call(station_id, value)
-        except Exception:
+        except Exception:  # a station's error costs nobody else anything
             tally.failed += 1
             return
         if result is not None:
@@ -102,7 +105,6 @@ class Pipe:
         self.entry, self.tally = entry, Tally()
         self.call = station_on_asyncio(entry.workload)
         self._room = asyncio.Semaphore(entry.in_flight)
-        self._over = asyncio.Event()
         self._working: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
@@ -229,7 +231,6 @@ async def _run(entry: Entry) -> dict[str, Any]:
     }
 
 
-_LOOPS: Final = {"TaskGroup, uvloop": "uvloop"}
 RIVALS: Final = ("bare pipe", "TaskGroup", "TaskGroup, uvloop", "TaskGroup, eager", "FastStream", "guide")
 
 
