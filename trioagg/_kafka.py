@@ -243,7 +243,7 @@ async def open_kafka(
                     revoke_timeout=revoke_timeout,
                     commit_interval=commit_interval,
                     max_uncommitted=max_uncommitted,
-                    transactional=transactional,
+                    output_topics=output_topics if transactional else None,
                     room=room,
                     dropped=dropped,
                     fail=fail,

@@ -33,7 +33,8 @@ class Beginnings:
     Args:
       group: Whose claims they are.
       known_at_start: Topic and number of the partitions that were there when the service started.
-      transactional: Every claim gets a producer, which fences its last owner.
+      output_topics: Where the transactions of claims go: each gets a producer, which fences its last owner.  None where
+        there are no transactions.
       begun: Told when a claim may be fetched.
     """
 
@@ -44,18 +45,18 @@ class Beginnings:
         tasks: Tasks,
         *,
         known_at_start: Collection[tuple[str, int]],
-        transactional: bool,
+        output_topics: Collection[str] | None,
         begun: Callable[[], None],
     ) -> None:
         self._address, self._group, self._tasks = address, group, tasks
-        self._known_at_start, self._transactional, self._begun = known_at_start, transactional, begun
+        self._known_at_start, self._output_topics, self._begun = known_at_start, output_topics, begun
         self.resets = self.producers = 0
 
     def claimed(self, claims: Mapping[Any, Claim]) -> None:
         """An assignment begins."""
         for claim in claims.values():
             claim.starting = True
-        if not self._transactional:
+        if self._output_topics is None:
             self._tasks.start(self._read_back_aio(claims), "read back")
             return
         for partition, claim in claims.items():
@@ -64,6 +65,7 @@ class Beginnings:
                 self._group.member.group_id,
                 partition,
                 claim,
+                output_topics=self._output_topics,
                 still_member_aio=self._group.member.is_member_aio,
                 committed_aio=self._group.member.committed_aio,
                 started=self._count_producer,
@@ -83,8 +85,10 @@ class Beginnings:
     async def _take_over_aio(self, partition: Any, claim: Claim, transactor: Transactor) -> None:
         # The client has asked for the position itself, but before the old owner was fenced.
         offset = await transactor.start_aio()
-        if claim.state != "open":
+        if not claim.live or claim.lost:
             await transactor.end_aio()
+            if claim.live and not self._group.rebalancing:
+                self._group.member.rejoin()
         elif offset is None:
             claim.starting = False
             self.begin(partition, self._address.settings.start_offset)

@@ -46,7 +46,8 @@ class Source:
 
     Args:
       partitions: Of every topic, as they were when the service started.
-      transactional: Outputs and offsets are committed together, by a producer for every claim.
+      output_topics: Outputs go there together with offsets, by a transactional producer for every claim; None where
+        there are no transactions.
       room: How many messages more the other side would take now, beside those that wait in the channel.
       fail: Told of an error that ends everything.
 
@@ -64,7 +65,7 @@ class Source:
         revoke_timeout: float,
         commit_interval: float,
         max_uncommitted: int,
-        transactional: bool,
+        output_topics: Collection[str] | None,
         room: Callable[[], int],
         dropped: Callable[[Collection[Claim]], None],
         fail: Callable[[BaseException], None],
@@ -99,7 +100,7 @@ class Source:
             self.group,
             self._tasks,
             known_at_start=known_at_start,
-            transactional=transactional,
+            output_topics=output_topics,
             begun=self.wake,
         )
         self._pump: asyncio.Task[None] | None = None

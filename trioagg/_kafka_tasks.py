@@ -97,7 +97,11 @@ async def stopped_aio(client: Any, seconds: float) -> bool:
     accumulator = getattr(client, "_message_accumulator", None)
     if accumulator is not None:
         for batch in (*accumulator._pending_batches, *chain.from_iterable(accumulator._batches.values())):
-            _look_at(batch._drain_waiter)
+            look_at(batch._drain_waiter)
+    # And the one of its transaction, if the sender died before anybody asked for the end of that.
+    transaction = getattr(getattr(client, "_txn_manager", None), "_transaction_waiter", None)
+    if transaction is not None:
+        look_at(transaction)
     return in_good_order
 
 
@@ -111,12 +115,12 @@ async def _broken_off_aio(client: Any) -> None:
     if tasks:
         await asyncio.wait(tasks, timeout=_UNTIL_CANCELLED_SECONDS)
     for task in tasks:
-        _look_at(task)
+        look_at(task)
     connection = getattr(client, "client", None) or client._client
     await ended_aio(asyncio.create_task(connection.close()), _UNTIL_CANCELLED_SECONDS)
 
 
-def _look_at(future: asyncio.Future[Any]) -> None:
+def look_at(future: asyncio.Future[Any]) -> None:
     """At its error, so that nobody complains that it was not looked at."""
     if future.done() and not future.cancelled():
         future.exception()
@@ -133,7 +137,7 @@ async def abandon_aio(*clients: Any) -> None:
     if left:
         await asyncio.wait(left, timeout=_UNTIL_CANCELLED_SECONDS)
     for task in left:
-        _look_at(task)
+        look_at(task)
     for client in clients:
         for connection in list(getattr(client, "_conns", {}).values()):
             connection.close()

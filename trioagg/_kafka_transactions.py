@@ -20,6 +20,7 @@ import aiokafka.errors
 
 from ._errors import Closed
 from ._kafka_connect import RETRY_BACKOFF_SECONDS
+from ._kafka_hanging import Line, finish_hanging_aio
 from ._kafka_sink import (
     ABOUT_THE_TOPIC,
     MAX_MESSAGE_BYTES,
@@ -32,7 +33,7 @@ from ._kafka_sink import (
 from ._kafka_tasks import stopped_aio, unhurried_aio
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Sequence
 
     from ._kafka_claims import Claim
     from ._kafka_connect import Address
@@ -55,6 +56,7 @@ class Transactor:
     """The transactions of one claim: outputs are staged, and brought up together with the offset behind them.
 
     Args:
+      output_topics: Where outputs may go.
       still_member_aio: Asks the group whether it counts us in.  A producer that is made anew by somebody who does not
         know that he was put out would fence the rightful owner.
       committed_aio: Asks how far the partition is committed; None where it is not.
@@ -68,11 +70,13 @@ class Transactor:
         partition: Any,
         claim: Claim,
         *,
+        output_topics: Collection[str],
         still_member_aio: Callable[[], Awaitable[bool]],
         committed_aio: Callable[[Any], Awaitable[int | None]],
         started: Callable[[], None],
     ) -> None:
         self._address, self._group_id, self._partition, self._claim = address, group_id, partition, claim
+        self._output_topics = output_topics
         self._still_member_aio, self._committed_aio, self._started = still_member_aio, committed_aio, started
         self._seconds = min(_LONGEST_TRANSACTION_SECONDS, address.settings.session_timeout * 2 / 3)
         self._staged: dict[int, Sequence[Message]] = {}
@@ -80,6 +84,7 @@ class Transactor:
         self._alone: set[int] = set()
         """Offsets whose outputs were refused together with others': asked for each of them."""
         self._producer: Any = None
+        self._line: Line | None = None
         self._in_doubt: int | None = None
         """The offset of a transaction that has ended without our knowing how."""
         self._base: int | None = None
@@ -121,9 +126,10 @@ class Transactor:
 
         Returns the committed offset; None where there is none, or where the claim has ended meanwhile.
         """
-        while self._claim.state == "open" and not await self._made_aio():
+        claim = self._claim
+        while claim.live and not claim.lost and not await self._made_aio():
             pass
-        if self._claim.state != "open":
+        if not claim.live or claim.lost:
             return None
         self._base = await self._committed_aio(self._partition)
         return self._base
@@ -161,7 +167,13 @@ class Transactor:
         try:
             async with asyncio.timeout(self._seconds):
                 await unhurried_aio(producer.start())
-        except (TimeoutError, aiokafka.errors.KafkaError) as error:
+                line = Line(producer)
+                await finish_hanging_aio(producer, self._output_topics, self._group_id)
+        except _FENCED as error:
+            await stopped_aio(producer, _STOP_SECONDS)
+            self._fenced(error)
+            return False
+        except (TimeoutError, AssertionError, aiokafka.errors.KafkaError) as error:
             await stopped_aio(producer, _STOP_SECONDS)
             if is_final(error):
                 raise
@@ -175,7 +187,7 @@ class Transactor:
         if self._ended:  # meanwhile
             await stopped_aio(producer, _STOP_SECONDS)
             return False
-        self._producer = producer
+        self._producer, self._line = producer, line
         return True
 
     # Transactions.
@@ -187,7 +199,8 @@ class Transactor:
         """
         if self._claim.lost:
             return False
-        if self._in_doubt is not None:
+        # Where the line has broken, what was acknowledged last may hang.
+        if self._in_doubt is not None or self._line is None or not self._line.holds:
             if not await self._doubt_resolved_aio():
                 return False
             if self._claim.watermark.is_committed(limit - 1):
