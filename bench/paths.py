@@ -16,7 +16,8 @@ import msgspec
 import trio
 
 from trioagg import BatchReport, BatchResultAggregator, Observer
-from trioagg._encoding import encode_list, encode_result, result_headers
+from trioagg._encoding import encode_list, encode_result
+from trioagg._outputs import result_headers
 from trioagg._reader import Reader
 from trioagg._settings import InputLimits
 from trioagg._stations import module_input

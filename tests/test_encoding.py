@@ -19,8 +19,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trioagg._encoding import encode_list, encode_result, result_headers
+from trioagg._encoding import encode_list, encode_result
 from trioagg._errors import BadResult
+from trioagg._outputs import result_headers
 from trioagg._records import BatchReport, CompletedBy
 from trioagg._stations import parse_message
 

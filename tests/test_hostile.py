@@ -861,7 +861,7 @@ async def test_a_station_that_waits_for_a_thread_at_the_deadline_was_never_start
 
 async def test_a_thread_that_starts_when_its_batch_is_closed_does_nothing() -> None:
     served = []
-    threads = Threads(1)
+    threads = Threads(print, 1, 1)
     call = _Call(threads, lambda *args: served.append(args))
     call.abandon()
     call("A", 1)
@@ -880,11 +880,14 @@ async def test_threads_do_not_pile_up() -> None:
         return {}
 
     try:
-        async with BatchResultAggregator(callback, batch_timeout=0.05, max_batches_in_flight=100) as aggregator:
+        async with BatchResultAggregator(callback, batch_timeout=0.05, max_abandoned_threads=100) as aggregator:
             for batch in range(10):
-                await aggregator.run(f"batch {batch}", numbered(30))
-            assert running <= 100
+                report = await aggregator.run(f"batch {batch}", numbered(30))
+            # What was refused after the last batch that still got some.
+            assert 100 <= running <= 100 + 29
             assert aggregator.statistics().abandoned_threads == running
+            assert (report.completed_by, report.skipped) == ("all", 30)
+            assert "threads of earlier stations hang" in str(report.stations["S001"].error)
     finally:
         release.set()
 

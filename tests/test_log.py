@@ -30,6 +30,9 @@ async def callback(station_id: str, what: object) -> object:
     return None if what == "none" else [what]
 
 
+SLEEPS_IN = callback.__code__.co_firstlineno + 3
+
+
 async def upload(batch_id: str, results_list: list) -> None:
     await trio.sleep(1)
 
@@ -58,7 +61,11 @@ async def test_the_lines_of_the_guide_are_written_word_for_word(log, autojump_cl
     async with BatchResultAggregator(callback, upload, batch_timeout=5.0, log_language="zh") as aggregator:
         await aggregator.submit(GUIDES_BATCH, stations)
     answered = ["S008", *(f"S{n:03}" for n in range(1, 8))]
-    assert log() == [
+    lines = log()
+    assert sorted(line for level, line in lines if level == "DEBUG") == [
+        f"批次 {GUIDES_BATCH} 场站 {station} 停在 {__file__}:{SLEEPS_IN} in callback" for station in ("S009", "S010")
+    ]
+    assert [line for line in lines if line[0] != "DEBUG"] == [
         ("INFO", "创建批次 SCHEDULE-STATION-REALTIME-DATA_0_12345_1700000000，期望场站数: 10"),
         *(
             ("INFO", f"批次 SCHEDULE-STATION-REALTIME-DATA_0_12345_1700000000 收到场站 {station} 结果，进度: {n}/10")
@@ -202,6 +209,7 @@ async def test_the_lines_are_english_by_default(log, autojump_clock: MockClock) 
         ("DEBUG", "batch b: station A has answered, 3 of 4"),
         ("WARNING", "batch b: 1 of 4 stations have failed, the first one with ValueError: C"),
         ("WARNING", "batch b timed out after 2.5 s: 3 of 4 stations have answered"),
+        ("DEBUG", f"batch b: station D is at {__file__}:{SLEEPS_IN} in callback"),
         ("INFO", "batch b uploaded: 1 succeeded, 2 failed, 1 without output"),
     ]
 
@@ -216,8 +224,10 @@ async def test_every_line_about_a_batch_has_fields(
     records = [record for record in caplog.records if record.name == "trioagg"]
     assert {record.batch_id for record in records} == {"b"}
     assert {record.expected for record in records} == {7}
-    assert {record.station_id for record in records if record.levelno == logging.DEBUG} == {"A", "B", "C"}
-    for record in records[-3:]:
+    of_stations = [record for record in records if record.levelno == logging.DEBUG]
+    assert {record.station_id for record in of_stations if "has answered" in record.getMessage()} == {"A", "B", "C"}
+    assert {record.station_id for record in of_stations if " is at " in record.getMessage()} == {"D", "E", "F"}
+    for record in [record for record in records if record.levelno > logging.DEBUG][-3:]:
         fields: dict[str, Any] = {
             name: getattr(record, name)
             for name in ("completed_by", "succeeded", "failed", "timed_out", "no_output", "skipped", "seconds")

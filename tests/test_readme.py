@@ -34,7 +34,7 @@ TOPIC, OUTPUT = "SCHEDULE-STATION-REALTIME-DATA", "MODEL_OUTPUT_TOPIC"
 README = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 PYTHON = [code for language, code in BLOCKS if language == "python"]
-EXAMPLES = dict(re.findall(r"^<!-- example: (\w+) -->\n```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL))
+EXAMPLES = dict(re.findall(r"^<!-- example: ([\w ]+) -->\n```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL))
 
 
 def rows(header: str) -> list[list[str]]:
@@ -110,7 +110,10 @@ def message(stations: int) -> bytes:
 
 
 def test_there_are_the_examples_that_are_tested_here() -> None:
-    assert list(EXAMPLES) == ["basic", "complete", "errors", "metrics", "observer", "embedded"]
+    assert list(EXAMPLES) == [
+        *("basic", "complete", "errors", "metrics", "observer", "embedded"),
+        *("process lane", "early", "stuck"),
+    ]
 
 
 @pytest.mark.parametrize("number", range(len(PYTHON)))
@@ -254,6 +257,15 @@ def test_embedded(tmp_path: Path) -> None:
         "batch-2 ['S001']",
         "batch-3 ['S001']",
     ]
+
+
+@pytest.mark.parametrize("name", ["process lane", "early", "stuck"])
+def test_the_example_prints_what_stands_below_it(name: str, tmp_path: Path) -> None:
+    (shown,) = re.findall(
+        rf"^<!-- example: {name} -->\n```python\n.*?^```\n\n```text\n(.*?)^```$", README, re.MULTILINE | re.DOTALL
+    )
+    with Program(EXAMPLES[name], tmp_path) as program:
+        assert program.end() == shown.splitlines()
 
 
 def test_a_station_gets_what_the_readme_shows() -> None:

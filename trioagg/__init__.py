@@ -2,14 +2,15 @@
 
 The floors; imports go downward only:
 
-    0  _errors _records _context _blame _settings    what may go wrong, what is told, what may be set
-    1  _collector _lanes _observer _stations _encoding _tuning _interrupts _watchdog _watermark _finished* _letters
-    2  _fanout _uploader _statistics _reader         one batch; bringing lists up; reading messages
-    3  _intake _deadlines _aio                       the bound of batches and their deadlines; the asyncio loop
-    4  _aggregator                                   many batches
-    5  _kafka*                                       source, sink, commits, rebalance, transactions
-    6  _outputs _service                             AsyncDataAnalysisService
-    7  _mock_broker _demo cli __main__               the command line
+    0  _errors _encoding _records _context _blame _settings    what may go wrong, what is told, what may be set
+    1  _collector _goals _sla _observer _stations _tuning _interrupts _watchdog _watermark _finished* _letters
+    2  _stuck _lanes _processes _retry _calls        how one station is called
+    3  _fanout _uploader _statistics _reader         one batch; bringing lists up; reading messages
+    4  _intake _deadlines _aio                       the bound of batches and their deadlines; the asyncio loop
+    5  _aggregator                                   many batches
+    6  _kafka*                                       source, sink, commits, rebalance, transactions
+    7  _outputs _service                             AsyncDataAnalysisService
+    8  _mock_broker _demo cli __main__               the command line
 """
 
 from ._aggregator import BatchResultAggregator
@@ -24,17 +25,22 @@ from ._errors import (
     KafkaError,
     MessageTooLarge,
     PoisonMessage,
+    StationSkipped,
+    StationTimedOut,
     StrayCancel,
     TooManyDeadLetters,
     TopicUnavailable,
     TrioaggError,
     UploadFailed,
     UploadTimedOut,
+    WorkerDied,
 )
 from ._fanout import Batch, run_batch
+from ._goals import Progress
 from ._letters import DeadLetterLimit
 from ._observer import Observer
 from ._records import Answer, BatchReport, CompletedBy, StationOutcome, Verdict
+from ._retry import Retry, exponential_backoff
 from ._service import AsyncDataAnalysisService, ServiceStatistics
 from ._settings import InputLimits, KafkaSettings
 from ._statistics import AggregatorStatistics
@@ -61,9 +67,13 @@ __all__ = [
     "MessageTooLarge",
     "Observer",
     "PoisonMessage",
+    "Progress",
+    "Retry",
     "ServiceStatistics",
     "Sink",
     "StationOutcome",
+    "StationSkipped",
+    "StationTimedOut",
     "StrayCancel",
     "TooManyDeadLetters",
     "TopicUnavailable",
@@ -71,7 +81,9 @@ __all__ = [
     "UploadFailed",
     "UploadTimedOut",
     "Verdict",
+    "WorkerDied",
     "asyncio_callback",
     "current_batch",
+    "exponential_backoff",
     "run_batch",
 ]

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 import trio
 
 from ._blame import lone_errors_bare
+from ._calls import Calls
 from ._collector import each_once
 from ._context import BatchContext
 from ._deadlines import Deadlines
 from ._errors import Closed, StrayCancel
 from ._fanout import DEFAULT_RUNNING_STATIONS, Batch, Reaper, as_it_is_now, check_limits, in_turn, serve
+from ._goals import Goal
 from ._intake import Intake, describe_stragglers
 from ._interrupts import interrupts_are_not_lost
-from ._lanes import Threads, is_async
 from ._observer import Log, LogLanguage, Observer, Observers
 from ._records import Answer, BatchReport, CompletedBy
 from ._statistics import AggregatorStatistics, Totals
@@ -29,13 +30,19 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
+    from ._calls import StationTimeout
+    from ._goals import Quorum
+    from ._lanes import LaneName
+    from ._retry import Retry
+
+    BatchTimeout = float | Callable[[str | None, int], float]
+
 T = TypeVar("T")
 
 logger = logging.getLogger("trioagg")
 
 _MOST_REMEMBERED_IDS: Final = 10_000
 _NAME_STRAGGLERS_SECONDS: Final = 5.0
-_STATION_THREADS: Final = 100
 
 
 class BatchResultAggregator(Generic[T]):
@@ -48,12 +55,24 @@ class BatchResultAggregator(Generic[T]):
         means that the list is up; it raising is a failed try.
       report_handler: ``report_handler(report)``, sync or async: the whole :class:`BatchReport`, beside or instead.
       sink: Where lists go beside or instead of the handlers.
-      batch_timeout: Seconds from the acceptance of a batch to its list, on Trio's clock.
+      batch_timeout: Seconds from the acceptance of a batch to its list, on Trio's clock; or
+        ``batch_timeout(topic, stations)``, a function of the topic (None without Kafka) and the number of stations.
       cleanup_interval: Seconds for which the ids of closed batches are remembered (10,000 at most), so that an answer
         that comes after its batch can be told from one that belongs to none.
       max_batches_in_flight: Batches accepted and not up yet; at the bound accepting waits.
       max_unreaped_batches: Closed batches whose stations ignore their cancellation; at the bound accepting waits.
-      max_running_stations: Stations of one batch that run at once; threads are 100 at most, over all batches.
+      quorum: So many stations are enough (an int), or so large a part of them (a float), or
+        ``quorum(progress: Progress) -> bool``; the batch ends then.  Who has failed does not count.
+      required: Stations without whose answer a quorum is none.
+      max_failures: More failed stations than this end the batch.
+      station_timeout: Seconds for one try of one station, or a function of its id; it is ``failed`` then.
+      retry_station: When a station is tried again, within the batch's timeout.
+      lane: Where a plain ``def`` runs: ``"thread"`` (the default), ``"inline"`` or ``"process"``.
+      max_threads: In the lane ``thread``: threads that are waited for, over all batches.
+      max_abandoned_threads: In the lane ``thread``: threads that were left behind at a deadline and run on; at the
+        bound stations are skipped.
+      max_processes: In the lane ``process``; None is one for every CPU.
+      max_running_stations: Stations of one batch that run at once, where the lane has room for so many.
       max_uploads: Lists brought up side by side.
       on_upload_failure: After the last try: ``"stop"`` ends the block with :class:`UploadFailed`; ``"skip"`` logs an
         ERROR and counts the list as up; ``"dead_letter"`` does so once *dead_letter_handler* has it.
@@ -82,7 +101,16 @@ class BatchResultAggregator(Generic[T]):
         *,
         report_handler: Callable[[BatchReport], Any] | None = None,
         sink: Sink | None = None,
-        batch_timeout: float = 5.0,
+        batch_timeout: BatchTimeout = 5.0,
+        quorum: Quorum | None = None,
+        required: Iterable[str] = (),
+        max_failures: int | None = None,
+        station_timeout: StationTimeout | None = None,
+        retry_station: Retry | None = None,
+        lane: LaneName | None = None,
+        max_threads: int = 100,
+        max_abandoned_threads: int = 100,
+        max_processes: int | None = None,
         cleanup_interval: float = 60.0,
         max_batches_in_flight: int = 100,
         max_unreaped_batches: int = 50,
@@ -97,7 +125,9 @@ class BatchResultAggregator(Generic[T]):
         observers: Iterable[Observer] = (),
         tune_gc: bool = False,
     ) -> None:
-        check_limits(batch_timeout=batch_timeout, max_running_stations=max_running_stations)
+        check_limits(
+            batch_timeout=0.0 if callable(batch_timeout) else batch_timeout, max_running_stations=max_running_stations
+        )
         for name, value in (
             ("cleanup_interval", cleanup_interval),
             ("upload_timeout", upload_timeout),
@@ -118,16 +148,22 @@ class BatchResultAggregator(Generic[T]):
         if (on_upload_failure == "dead_letter") is (dead_letter_handler is None):
             raise ValueError("on_upload_failure='dead_letter' and dead_letter_handler= go together")
 
-        self._threads = Threads(_STATION_THREADS)
-        self._call = callback
-        if callback is not None and not is_async(callback):
-            self._call = self._threads.bind(callback)
-            max_running_stations = min(max_running_stations, _STATION_THREADS)
+        self._has_callback = callback is not None
+        self._calls = Calls(
+            callback,
+            lane=lane,
+            max_threads=max_threads,
+            max_abandoned_threads=max_abandoned_threads,
+            max_processes=max_processes,
+            station_timeout=station_timeout,
+            retry=retry_station,
+        )
+        self._goal = Goal(quorum, required, max_failures)
         self._batch_timeout, self._cleanup_interval = batch_timeout, cleanup_interval
         self._max_running_stations, self._drain_timeout = max_running_stations, drain_timeout
         self._tune_gc = tune_gc
         self._totals = Totals()
-        self._observer = Observers([self._totals, Log(log_language, batch_timeout), *observers])
+        self._observer = Observers([self._totals, Log(log_language), *observers])
         self._encode = None if sink is None else sink.encode
         self._deliveries = Deliveries(
             batch_upload_handler,
@@ -236,6 +272,21 @@ class BatchResultAggregator(Generic[T]):
             return batch.add_failure(station_id, error)
         return self._ignore(batch_id, station_id)
 
+    def complete(self, batch_id: str) -> bool:
+        """End an open batch now, with the answers that are in.  Says whether there was one of that id."""
+        batch = self._open.get(batch_id)
+        if batch is None:
+            return False
+        batch.complete()
+        return True
+
+    def complete_all(self) -> int:
+        """:meth:`complete` every open batch; says how many there were."""
+        batches = [batch for batch in self._alive if batch.report is None]
+        for batch in batches:
+            batch.complete()
+        return len(batches)
+
     def statistics(self) -> AggregatorStatistics:
         """A frozen snapshot.  Threads may ask for it too, and so may whoever is left after the run."""
         self._forget()
@@ -244,7 +295,7 @@ class BatchResultAggregator(Generic[T]):
             waiting_uploads=self._uploader.waiting,
             running_uploads=self._uploader.running,
             unreaped_batches=len(self._reaper.unreaped),
-            abandoned_threads=self._threads.abandoned,
+            abandoned_threads=self._calls.abandoned,
             remembered_ids=len(self._remembered),
         )
 
@@ -270,6 +321,7 @@ class BatchResultAggregator(Generic[T]):
         order: Hashable | None = None,
         when_done: Callable[[bool], None] = lambda up: None,
         still_wanted: Callable[[], bool] = lambda: True,
+        budget: Callable[[float], float] = float,
         **message: Any,
     ) -> Batch:
         """Accept a batch.
@@ -278,13 +330,15 @@ class BatchResultAggregator(Generic[T]):
           order: Lists with the same key go up in the order of their acceptance.
           when_done: Called once, with whether the list is up.
           still_wanted: Asked after the wait for room; a batch that is not wanted any more is aborted at once.
+          budget: Given the seconds of the batch's timeout, says how many of them are left for it.
           message: Facts of the Kafka message, for :class:`BatchContext`.
         """
-        if self._call is None and not pushed:
+        if not self._has_callback and not pushed:
             await trio.lowlevel.checkpoint()
             raise TypeError("this aggregator has no callback: give it one, or use create_batch() and push the answers")
         self._check_open()
         stations = as_it_is_now(stations)
+        timeout = self._timeout_of(message.get("topic"), len(stations))
         await self._intake.enter()
         try:
             self._check_open()
@@ -294,7 +348,7 @@ class BatchResultAggregator(Generic[T]):
             self._intake.leave()
             raise
         assert self._nursery is not None
-        opened = trio.current_time()
+        opened, seconds = trio.current_time(), budget(timeout)
         turn = self._uploader.take_turn(order)
 
         def done(up: bool) -> None:
@@ -317,13 +371,14 @@ class BatchResultAggregator(Generic[T]):
                 done(True)
 
         batch = Batch(
-            BatchContext(batch_id=batch_id, deadline=opened + self._batch_timeout, owner=self, **message),
+            BatchContext(batch_id=batch_id, deadline=opened + seconds, owner=self, **message),
             stations,
             hand_over,
             opened=opened,
             pushed=pushed,
             encode=self._encode,
             observer=self._observer,
+            goal=self._goal,
         )
         self._open[batch_id] = batch
         self._alive.add(batch)
@@ -331,6 +386,8 @@ class BatchResultAggregator(Generic[T]):
         self._observer.opened(batch.context, batch.progress[1])
         if not still_wanted():
             batch.abort()
+        elif seconds <= 0 < timeout:
+            batch.end(CompletedBy.TIMEOUT)  # nothing is left of its time: its stations are not even begun
         self._nursery.start_soon(self._serve, batch, None if pushed else in_turn(batch, stations), name=batch_id)
         return batch
 
@@ -358,7 +415,7 @@ class BatchResultAggregator(Generic[T]):
                 outer.start_soon(self._name_stragglers, watch, name="trioagg straggler watch")
                 outer.start_soon(self._deadlines.run, name="trioagg deadlines")  # noqa: ASYNC113 - add() may come first
                 try:
-                    async with trio.open_nursery() as nursery:
+                    async with self._calls.open(), trio.open_nursery() as nursery:
                         self._nursery = nursery
                         await nursery.start(self._uploader.run)
                         self._state = "open"
@@ -379,6 +436,14 @@ class BatchResultAggregator(Generic[T]):
                 if not drained:
                     raise StrayCancel
 
+    def _timeout_of(self, topic: str | None, stations: int) -> float:
+        timeout = self._batch_timeout
+        if not callable(timeout):
+            return timeout
+        seconds = timeout(topic, stations)
+        check_limits(batch_timeout=seconds)
+        return seconds
+
     async def drain(self) -> None:
         """Take no new batch and bring up those in flight, within ``drain_timeout``; what is left then is aborted.
 
@@ -395,7 +460,7 @@ class BatchResultAggregator(Generic[T]):
     @trio.lowlevel.enable_ki_protection
     async def _serve(self, batch: Batch, inputs: Iterable[tuple[str, T]] | None) -> None:
         try:
-            await serve(batch, inputs, self._call, self._max_running_stations, self._reaper)
+            await serve(batch, inputs, self._calls, self._max_running_stations, self._reaper)
         finally:
             self._alive.discard(batch)
             self._intake.look_again()

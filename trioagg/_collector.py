@@ -3,7 +3,7 @@
 The rules, all of them:
 
 * Every expected station has at most one answer.  The first one stands.
-* A dict is a success, None is no output, anything else is a failure, as is an error.
+* A dict is a success, None is no output, anything else is a failure, as is an error; but for StationSkipped.
 * The batch is closed once.  Whatever comes after that is late: it is counted and changes nothing.
 * The report has one verdict for every expected station.  A station without an answer has ``timed_out`` where the
   deadline ended the batch, ``cancelled`` where something else did, and ``skipped`` where it was never started.
@@ -15,7 +15,7 @@ import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ._errors import BadResult
+from ._errors import BadResult, StationSkipped
 from ._records import Answer, BatchReport, CompletedBy, StationOutcome, Verdict
 
 if TYPE_CHECKING:
@@ -48,11 +48,14 @@ class BatchCollector:
         "_results",
         "_runs",
         "_starts",
+        "attempts",
         "batch_id",
         "duplicates",
         "encoded",
+        "failures",
         "late",
         "missing",
+        "skips",
         "unknown",
     )
 
@@ -78,6 +81,10 @@ class BatchCollector:
         self.encoded: list[bytes] = []
         """The results as *encode* made them, in the order of ``report.results``."""
         self.late = self.duplicates = self.unknown = 0
+        self.failures = self.skips = 0
+        """How many stations have failed, and how many answered that they are not run."""
+        self.attempts: dict[str, int] = {}
+        """Filled by whoever runs the stations: how often one was tried, where that is more than once."""
 
     def __repr__(self) -> str:
         done, expected = self.progress
@@ -89,9 +96,18 @@ class BatchCollector:
         return len(self._expected) - self.missing, len(self._expected)
 
     @property
+    def successes(self) -> int:
+        """How many stations have succeeded."""
+        return len(self._results)
+
+    @property
     def report(self) -> BatchReport | None:
         """The report, once the batch is closed."""
         return self._report
+
+    def has_heard(self, stations: Iterable[str]) -> bool:
+        """Whether those of *stations* that are expected have answered."""
+        return all(station_id in self._runs or station_id not in self._expected for station_id in stations)
 
     def add_result(self, station_id: str, result: object, run_seconds: float | None = None) -> Answer:
         """A station has returned *result*.
@@ -122,12 +138,21 @@ class BatchCollector:
         """A station has failed with *error*, after *run_seconds*."""
         return self._add_other(station_id, error, run_seconds)
 
-    def close(self, completed_by: CompletedBy | str, *, seconds: float | None = None) -> BatchReport:
+    def close(
+        self,
+        completed_by: CompletedBy | str,
+        *,
+        seconds: float | None = None,
+        timeout_seconds: float | None = None,
+        stuck: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> BatchReport:
         """End the batch and fix its report.  A batch that is closed already keeps the report that it has.
 
         Args:
           completed_by: Why it ends.
           seconds: From the opening of the batch to now.
+          timeout_seconds: From its opening to its deadline.
+          stuck: Where stations wait that have not answered.
 
         Raises:
           ValueError: if *completed_by* is no reason, or is ``all`` while stations are missing.
@@ -142,7 +167,6 @@ class BatchCollector:
         if missing and self._starts is not None and len(self._starts) < expected:
             # Not expected - started: an answer may have been pushed for a station that was not started.
             skipped = len(self._expected.keys() - self._starts.keys() - self._runs.keys())
-        no_output = sum(error is None for error in self._others.values())
         at_deadline = completed_by is CompletedBy.TIMEOUT
         self._report = BatchReport(
             batch_id=self.batch_id,
@@ -155,16 +179,20 @@ class BatchCollector:
                 self._others,
                 seconds,
                 Verdict.TIMED_OUT if at_deadline else Verdict.CANCELLED,
+                self.attempts,
+                stuck or {},
             ),
             seconds=seconds,
+            timeout_seconds=timeout_seconds,
             expected=expected,
             succeeded=len(self._results),
-            no_output=no_output,
-            failed=len(self._others) - no_output,
+            no_output=len(self._others) - self.failures - self.skips,
+            failed=self.failures,
             timed_out=missing - skipped if at_deadline else 0,
             cancelled=0 if at_deadline else missing - skipped,
-            skipped=skipped,
-            first_error=next((error for error in self._others.values() if error is not None), None),
+            skipped=skipped + self.skips,
+            first_error=self._first(skipped=False) if self.failures else None,
+            first_skip=self._first(skipped=True) if self.skips else None,
         )
         return self._report
 
@@ -175,10 +203,18 @@ class BatchCollector:
             # Without our own frames: they would keep us, who keep the error.  By the method, since an error may be a
             # frozen dataclass, whose attributes cannot be set.
             error = error.with_traceback(_from_user_code(error.__traceback__))
+            if isinstance(error, StationSkipped):
+                self.skips += 1
+            else:
+                self.failures += 1
         self._others[station_id] = error
         self._runs[station_id] = run_seconds
         self.missing -= 1
         return _ACCEPTED
+
+    def _first(self, *, skipped: bool) -> BaseException | None:
+        errors = (error for error in self._others.values() if error is not None)
+        return next((error for error in errors if isinstance(error, StationSkipped) is skipped), None)
 
     def _refuse(self, station_id: str) -> Answer:
         if station_id not in self._expected:
@@ -189,6 +225,12 @@ class BatchCollector:
             return Answer.LATE
         self.duplicates += 1
         return Answer.DUPLICATE
+
+
+def _verdict_of(error: BaseException | None) -> Verdict:
+    if error is None:
+        return Verdict.NO_OUTPUT
+    return Verdict.SKIPPED if isinstance(error, StationSkipped) else Verdict.FAILED
 
 
 def each_once(stations: Iterable[str]) -> dict[str, None]:
@@ -243,15 +285,17 @@ class _Ledger(Mapping[str, StationOutcome]):
         others: dict[str, BaseException | None],
         seconds: float | None,
         missing: Verdict,
+        attempts: Mapping[str, int],
+        stuck: Mapping[str, tuple[str, ...]],
     ) -> None:
         self._expected = expected
-        self._facts = starts, runs, others, seconds, missing
+        self._facts = starts, runs, others, seconds, missing, attempts, stuck
         self._outcomes: dict[str, StationOutcome] | None = None
 
     def _all(self) -> dict[str, StationOutcome]:
         if self._outcomes is None:
-            starts, runs, others, seconds, missing = self._facts
-            if starts is not None and not others and len(runs) == len(starts) == len(self._expected):
+            starts, runs, others, seconds, missing, attempts, stuck = self._facts
+            if starts is not None and not others and not attempts and len(runs) == len(starts) == len(self._expected):
                 succeeded = Verdict.SUCCEEDED
                 self._outcomes = {one: StationOutcome(succeeded, starts[one], runs[one]) for one in self._expected}
                 return self._outcomes
@@ -265,12 +309,14 @@ class _Ledger(Mapping[str, StationOutcome]):
                         verdict = Verdict.SUCCEEDED
                     else:
                         error = others[station_id]
-                        verdict = Verdict.NO_OUTPUT if error is None else Verdict.FAILED
+                        verdict = _verdict_of(error)
                 elif starts is not None and started is None:
-                    verdict, ran = Verdict.SKIPPED, None
+                    outcomes[station_id] = StationOutcome(Verdict.SKIPPED, attempts=0)
+                    continue
                 else:
                     verdict, ran = missing, None if started is None or seconds is None else seconds - started
-                outcomes[station_id] = StationOutcome(verdict, started, ran, error)
+                tries, where = attempts.get(station_id, 1), stuck.get(station_id, ())
+                outcomes[station_id] = StationOutcome(verdict, started, ran, error, tries, where)
         return self._outcomes
 
     def __getitem__(self, station_id: str) -> StationOutcome:

@@ -16,8 +16,6 @@ from ._errors import BadResult, words
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from ._records import BatchReport
-
 _MAX_TOLISTS: Final = 3  # one is usual, two an array of no dimension around a scalar
 _MAX_PLACE: Final = 200  # characters of a place in a reason: a thousand lists deep is still a place
 
@@ -44,23 +42,10 @@ def encode_result(result: dict[str, Any]) -> bytes:
     return encoded
 
 
-def encode_list(batch_id: str, encoded: Sequence[bytes]) -> bytes:
+def encode_list(batch_id: str, encoded: Sequence[bytes], ledger: dict[str, Any] | None = None) -> bytes:
     """Put a result message together from what :func:`encode_result` made of its results."""
-    return b'{"batch_id":%b,"count":%d,"results":[%b]}' % (_encode(batch_id), len(encoded), b",".join(encoded))
-
-
-def result_headers(report: BatchReport) -> list[tuple[str, bytes]]:
-    """The headers of a result message: why the batch ended, and its seven counts."""
-    return [
-        ("trioagg-completed-by", report.completed_by.encode()),
-        ("trioagg-expected", b"%d" % report.expected),
-        ("trioagg-succeeded", b"%d" % report.succeeded),
-        ("trioagg-no-output", b"%d" % report.no_output),
-        ("trioagg-failed", b"%d" % report.failed),
-        ("trioagg-timed-out", b"%d" % report.timed_out),
-        ("trioagg-cancelled", b"%d" % report.cancelled),
-        ("trioagg-skipped", b"%d" % report.skipped),
-    ]
+    last = b"" if ledger is None else b',"ledger":%b' % _encode(ledger)
+    return b'{"batch_id":%b,"count":%d,"results":[%b]%b}' % (_encode(batch_id), len(encoded), b",".join(encoded), last)
 
 
 def _to_plain(value: Any) -> Any:

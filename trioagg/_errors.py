@@ -18,6 +18,31 @@ class BadResult(TrioaggError):
         self.reason = reason
 
 
+class StationTimedOut(TrioaggError):
+    """A station took longer than its own ``station_timeout``.  It is ``failed``: ``timed_out`` is what the deadline
+    says."""
+
+    def __init__(self, station_id: str, seconds: float) -> None:
+        super().__init__(f"station {station_id} took longer than its station_timeout of {seconds:g} s")
+        self.station_id, self.seconds = station_id, seconds
+
+
+class StationSkipped(TrioaggError):
+    """A station is not run, and *reason* says why.  Its verdict is ``skipped``; a callback may raise it too."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class WorkerDied(TrioaggError):
+    """The process that a station ran in has died of it (a crash in native code, ``os._exit``, no memory left)."""
+
+    def __init__(self, station_id: str) -> None:
+        super().__init__(f"the worker process died while it ran station {station_id}")
+        self.station_id = station_id
+
+
 class PoisonMessage(TrioaggError):
     """A message that can never be processed, however often it is read.  The service counts it and moves on."""
 

@@ -10,24 +10,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextvars import copy_context
+from functools import partial
 from operator import is_
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
 
 from ._blame import lone_errors_bare, must_get_out
+from ._calls import Calls
 from ._collector import BatchCollector
 from ._context import BatchContext, batch_context
 from ._errors import StrayCancel
-from ._lanes import Threads, is_async
+from ._goals import Goal
 from ._observer import Observer
 from ._records import Answer, BatchReport, CompletedBy
 from ._stations import ModuleInputs
+from ._stuck import Samples
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
 
-    StationCallback = Callable[[str, Any], Awaitable[object]]
+    from ._calls import StationCallback, StationTimeout
+    from ._goals import Quorum
+    from ._lanes import LaneName
+    from ._retry import Retry
 
 T = TypeVar("T")
 
@@ -36,6 +42,9 @@ _SLICE_SECONDS: Final = 0.001
 
 _LISTS_FIRST_SECONDS: Final = 0.25
 """How long stragglers go on at most because lists wait for their upload to begin."""
+
+_SERVER: Final = "trioagg server"
+"""The name of a server that has no station yet."""
 
 _GENERATION_GROWTH: Final = 8
 _LARGEST_GENERATION: Final = 512
@@ -69,6 +78,7 @@ class Batch:
         pushed: bool = False,
         encode: Callable[[dict[str, Any]], bytes] | None = None,
         observer: Observer = Observer.SILENT,
+        goal: Goal | None = None,
     ) -> None:
         self._starts: dict[str, float] = {}
         self._collector = BatchCollector(
@@ -76,12 +86,16 @@ class Batch:
         )
         self._opened = opened
         self._observer = observer
-        self._hears_answers = observer.hears_answers()
+        self._goal = goal or None
+        # The serving tasks count answers themselves, unless somebody has to be told of each.
+        self._hears_answers = observer.hears_answers() or self._goal is not None
         self._hand_over = hand_over
         self._closed = trio.Event()
         self.context = context
         self.when_closed: Callable[[Batch], None] = lambda batch: None
         """Called with the batch when it has ended; for whoever holds on to it until then."""
+        self.where_stuck: Callable[[], dict[str, tuple[str, ...]]] = dict
+        """Asked when it ends, where stations wait that have not answered."""
         token = batch_context.set(context)
         self.variables = copy_context()
         """The context variables that its stations begin with, and that its list leaves in."""
@@ -142,6 +156,8 @@ class Batch:
                 self._observer.answered(self.batch_id, station_id, *self._collector.progress)
             if not self._collector.missing:
                 self.end(CompletedBy.ALL)
+            elif self._goal is not None and (reason := self._goal.reached(self._collector)) is not None:
+                self.end(reason)
         else:
             self._observer.ignored(self.batch_id, station_id, answer)
         return answer
@@ -157,7 +173,14 @@ class Batch:
             return
         if not self._collector.missing and reason is not CompletedBy.ABORTED:
             reason = CompletedBy.ALL  # nobody was expected, and the deadline came before the task that says so
-        report = self._collector.close(reason, seconds=trio.current_time() - self._opened)
+        stuck = self.where_stuck() if self._collector.missing and reason is not CompletedBy.ABORTED else None
+        self.where_stuck = dict
+        report = self._collector.close(
+            reason,
+            seconds=trio.current_time() - self._opened,
+            timeout_seconds=self.context.deadline - self._opened,
+            stuck=stuck,
+        )
         self._closed.set()
         self.when_closed(self)
         hand_over, self._hand_over = self._hand_over, _nobody  # it knows us: no cycle must be left behind
@@ -178,6 +201,19 @@ class Reaper:
         """Closed batches with stations that were cancelled and have not ended yet."""
         self.aborted: dict[Batch, trio.Nursery] = {}
         """The same, of batches that were cancelled from above: that is no fault of their stations."""
+        self._samples = Samples()
+
+    def stacks(self, nursery: trio.Nursery, calls: Calls) -> dict[str, tuple[str, ...]]:
+        """Where some of the stations in *nursery* are."""
+        room = self._samples.take(trio.current_time())
+        found: dict[str, tuple[str, ...]] = {}
+        for task in nursery.child_tasks:
+            if len(found) == room:
+                break
+            if task.name != _SERVER and (stack := calls.where(task)):
+                found[task.name] = stack
+        self._samples.give_back(room - len(found))
+        return found
 
     @trio.lowlevel.enable_ki_protection
     async def reap(self, batch: Batch, nursery: trio.Nursery) -> None:
@@ -200,6 +236,12 @@ async def run_batch(
     callback: Callable[[str, T], Any],
     *,
     batch_timeout: float = 5.0,
+    quorum: Quorum | None = None,
+    required: Iterable[str] = (),
+    max_failures: int | None = None,
+    station_timeout: StationTimeout | None = None,
+    retry_station: Retry | None = None,
+    lane: LaneName | None = None,
     max_running_stations: int = DEFAULT_RUNNING_STATIONS,
 ) -> BatchReport:
     """Run every station at once and report what they said in time.
@@ -209,11 +251,18 @@ async def run_batch(
       callback: ``callback(station_id, value) -> dict | None``.  ``async def`` runs as a task, ``def`` in a thread.
       batch_timeout: Seconds from now, on Trio's clock.  The report is fixed then.  A station that ignores its
         cancellation delays the return, never the report: no task outlives its block.  A thread is left behind.
-      max_running_stations: How many stations run at once; of a plain ``def`` never more than 40.
+      quorum: So many stations are enough (an int), or so large a part of them (a float), or
+        ``quorum(progress: Progress) -> bool``.  Who has failed does not count.
+      required: Stations without whose answer a quorum is none.
+      max_failures: More failed stations than this end the batch.
+      station_timeout: Seconds for one try of one station, or a function of its id; it is ``failed`` then.
+      retry_station: When a station is tried again, within the batch's timeout.
+      lane: Where a plain ``def`` runs: ``"thread"``, ``"inline"`` or ``"process"``.
+      max_running_stations: How many stations run at once; in threads never more than 40.
 
     Raises:
       TypeError: if *stations* is not a mapping.
-      ValueError: if *batch_timeout* is negative or *max_running_stations* is less than 1.
+      ValueError: if a value is out of its range, or the callback cannot run in that lane.
       StrayCancel: if the callback cancelled the nursery that it runs in.
       KeyboardInterrupt, SystemExit: if a station raises it.  Whatever else a station raises is its verdict.
 
@@ -221,18 +270,19 @@ async def run_batch(
     late stations have the verdict ``timed_out``.
     """
     check_limits(batch_timeout=batch_timeout, max_running_stations=max_running_stations)
-    opened = trio.current_time()
     stations = as_it_is_now(stations)
-    batch = Batch(BatchContext(batch_id=batch_id, deadline=opened + batch_timeout), stations, opened=opened)
-    inputs = in_turn(batch, stations)
-    del stations
-    call = callback
-    if not is_async(callback):
-        call = Threads(_THREADS_OF_ONE_BATCH).bind(callback)
-        # A station that waits for a thread has not started.
-        max_running_stations = min(max_running_stations, _THREADS_OF_ONE_BATCH)
+    calls = Calls(
+        callback, lane=lane, max_threads=_THREADS_OF_ONE_BATCH, station_timeout=station_timeout, retry=retry_station
+    )
+    goal = Goal(quorum, required, max_failures)
     with lone_errors_bare():
-        await serve(batch, inputs, call, max_running_stations, Reaper(), _end_at_deadline)
+        async with calls.open():
+            opened = trio.current_time()
+            context = BatchContext(batch_id=batch_id, deadline=opened + batch_timeout)
+            batch = Batch(context, stations, opened=opened, goal=goal)
+            inputs = in_turn(batch, stations)
+            del stations
+            await serve(batch, inputs, calls, max_running_stations, Reaper(), _end_at_deadline)
     assert batch.report is not None
     return batch.report
 
@@ -255,9 +305,9 @@ def in_turn(batch: Batch, stations: Mapping[str, Any]) -> Iterable[tuple[str, An
     return zip(batch._collector._expected, list(stations.values()), strict=True)
 
 
-def check_limits(*, batch_timeout: float, max_running_stations: int) -> None:
+def check_limits(*, batch_timeout: object = 0.0, max_running_stations: int = 1) -> None:
     """Raise ValueError for what no batch can be run with."""
-    if not batch_timeout >= 0:
+    if not isinstance(batch_timeout, int | float) or not batch_timeout >= 0:
         raise ValueError(f"batch_timeout={batch_timeout!r}: it must be 0 or more seconds")
     if max_running_stations < 1:
         raise ValueError(f"max_running_stations={max_running_stations!r}: it must be 1 or more")
@@ -273,7 +323,7 @@ async def _end_at_deadline(batch: Batch) -> None:
 async def serve(
     batch: Batch,
     inputs: Iterable[tuple[str, Any]] | None,
-    call: StationCallback | None,
+    calls: Calls | None,
     max_running_stations: int,
     reaper: Reaper,
     wait_ended: Callable[[Batch], Awaitable[object]] = Batch.wait_closed,
@@ -293,9 +343,11 @@ async def serve(
             try:
                 if not batch._collector.missing:
                     batch.end(CompletedBy.ALL)
-                elif inputs is not None and call is not None and batch.report is None:
+                elif inputs is not None and calls is not None and batch.report is None:
                     batch._observer.started(batch.batch_id)
-                    servers = _Servers(batch, inputs, call, max_running_stations, nursery)
+                    call = calls.of(batch.deadline, batch._collector)
+                    servers = _Servers(batch, inputs, call, calls.at_once(max_running_stations), nursery)
+                    batch.where_stuck = partial(reaper.stacks, nursery, calls)
                     servers.start()
                 await wait_ended(batch)
             except trio.Cancelled:
@@ -363,7 +415,7 @@ class _Servers:
     def _start_tasks(self, count: int) -> None:
         start, serve = self._nursery.start_soon, self._serve
         for _ in range(count):
-            start(serve, name="trioagg server")
+            start(serve, name=_SERVER)
 
     async def _serve(self) -> None:  # noqa: ASYNC910 - stations that never wait are what it is made for
         self._idle -= 1

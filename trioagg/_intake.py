@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from ._stuck import task_stack
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -14,7 +16,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("trioagg")
 
-_FRAMES_OF_A_STACK = 4
 _STATIONS_NAMED = 5
 
 
@@ -92,11 +93,6 @@ def describe_stragglers(unreaped: Mapping[Batch, trio.Nursery], *, most: int) ->
         for task in nursery.child_tasks:
             if len(lines) == most:
                 return [*lines, "..."]
-            frames = [
-                f"{frame.f_code.co_filename}:{line} in {frame.f_code.co_name}"
-                for frame, line in task.iter_await_frames()
-                if not frame.f_globals.get("__name__", "").startswith(("trio.", "trioagg."))
-            ]
-            where = " <- ".join(frames[::-1][:_FRAMES_OF_A_STACK])
+            where = " <- ".join(task_stack(task))
             lines.append(f"station {task.name} of batch {batch.batch_id} at {where}")
     return lines

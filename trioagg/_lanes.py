@@ -1,19 +1,56 @@
-"""Where a station's code runs: ``async def`` in a task of Trio's, a plain ``def`` in a thread."""
+"""Where a station's code runs: ``async def`` in a task of Trio's; a plain ``def`` in a thread, in place or a process.
+
+===========  ==========================  ===============================
+lane         for                         at the deadline
+===========  ==========================  ===============================
+``task``     ``async def``               cancelled
+``thread``   blocking I/O                left behind and counted
+``inline``   tiny, pure functions        looked at between two stations
+``process``  what keeps a CPU busy       killed
+===========  ==========================  ===============================
+"""
 
 from __future__ import annotations
 
 import functools
 import inspect
+import math
 import threading
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar
 
 import trio
+
+from ._errors import StationSkipped
+from ._stuck import task_stack, thread_stack
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+LaneName = Literal["task", "thread", "inline", "process"]
+
+
+class Lane(Protocol):
+    """A way to run the stations of all batches of one owner."""
+
+    at_once: float
+    """Stations of one batch that can run at once.  One that waits for its turn has not started."""
+
+    @property
+    def abandoned(self) -> int:
+        """Calls that still run although nobody waits for them."""
+
+    async def __call__(self, station_id: str, value: Any, /) -> object:
+        """Run one station."""
+
+    def open(self) -> AbstractAsyncContextManager[None]:
+        """What the lane needs for its life."""
+
+    def where(self, task: trio.lowlevel.Task) -> tuple[str, ...]:
+        """Where the station is that *task* waits for, innermost first."""
 
 
 def is_async(function: Callable[..., object]) -> bool:
@@ -22,6 +59,27 @@ def is_async(function: Callable[..., object]) -> bool:
         function = function.func
     # Not iscoroutinefunction alone: an object with an async __call__ is a common way to carry a model around.
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004 - its kind is asked for, not whether there is one
+
+
+def check_lane(asked: object) -> None:
+    """Raise ValueError for what is no lane."""
+    if asked not in (None, "task", "thread", "inline", "process"):
+        raise ValueError(f"lane={asked!r}: use 'task', 'thread', 'inline' or 'process'")
+
+
+def lane_for(callback: Callable[..., object], asked: LaneName | None) -> LaneName:
+    """The lane of a callback, by its kind where none was asked for.
+
+    Raises:
+      ValueError: if the callback cannot run in the lane that was asked for.
+    """
+    if is_async(callback):
+        if asked not in (None, "task"):
+            raise ValueError(f"lane={asked!r} is for a plain def: an async def runs as a task, so leave lane= out")
+        return "task"
+    if asked == "task":
+        raise ValueError("lane='task' is for an async def: use 'thread', 'inline' or 'process' for a plain def")
+    return asked or "thread"
 
 
 @trio.lowlevel.disable_ki_protection
@@ -34,46 +92,88 @@ async def interruptible(function: Callable[P, Awaitable[R]], *args: P.args, **kw
     return await function(*args, **kwargs)
 
 
+class Inline:
+    """Calls a tiny function in place: no task, no thread.  Between two stations the deadline is looked at."""
+
+    at_once = math.inf
+    abandoned = 0
+
+    def __init__(self, function: Callable[[str, Any], Any]) -> None:
+        self._function = function
+
+    async def __call__(self, station_id: str, value: Any, /) -> object:  # noqa: ASYNC910, ASYNC124 - that is the point
+        return self._function(station_id, value)
+
+    def open(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
+
+    def where(self, task: trio.lowlevel.Task) -> tuple[str, ...]:
+        return task_stack(task)
+
+
 class Threads:
     """A bounded set of threads for blocking stations.  At the deadline a thread is left behind and counted.
 
-    Threads that were left behind keep their place until they end, so that hung ones can never pile up without bound.
+    Args:
+      limit: Threads that somebody waits for.
+      most_abandoned: Threads that were left behind and run on.  They take no place of the others; but at this bound no
+        more are started, so that hung ones never pile up.
     """
 
-    def __init__(self, limit: int) -> None:
-        # A limiter of our own: abandoned threads must not starve the rest of the application.
+    def __init__(self, function: Callable[[str, Any], Any], limit: int, most_abandoned: int) -> None:
+        self._function, self.at_once, self._most_abandoned = function, float(limit), most_abandoned
+        # A limiter of our own: ours must not starve the rest of the application.
         self._limiter = trio.CapacityLimiter(limit)
+        self._no_limit = trio.CapacityLimiter(math.inf)
         self._lock = threading.Lock()
         self._abandoned = 0
+        self._calls: dict[trio.lowlevel.Task, _Call] = {}
 
     @property
     def abandoned(self) -> int:
         """Threads that still run although nobody waits for them."""
         return self._abandoned
 
+    def open(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
+
+    def where(self, task: trio.lowlevel.Task) -> tuple[str, ...]:
+        call = self._calls.get(task)
+        return ("waits for a thread: all are busy",) if call is None else thread_stack(call.ident)
+
     @trio.lowlevel.enable_ki_protection
-    async def run(self, function: Callable[[str, Any], Any], station_id: str, module_input: object) -> object:
+    async def __call__(self, station_id: str, value: Any, /) -> object:
         """Call the function in a thread.
+
+        Raises:
+          StationSkipped: if too many threads hang.
 
         Cancellation: the thread runs on, unheard.
         """
-        call = _Call(self, function)
-        try:
-            await trio.to_thread.run_sync(
-                call,
-                station_id,
-                module_input,
-                abandon_on_cancel=True,
-                limiter=self._limiter,
-                thread_name=f"trioagg {station_id}",
-            )
-        except trio.Cancelled:
-            call.abandon()
-            raise
+        async with self._limiter:
+            if self._abandoned >= self._most_abandoned:
+                raise StationSkipped(
+                    f"{self._abandoned} threads of earlier stations hang: no new one is started before some end; "
+                    "give the callback timeouts of its own, or use lane='process', which can be killed"
+                )
+            call = _Call(self, self._function)
+            task = trio.lowlevel.current_task()
+            self._calls[task] = call
+            try:
+                await trio.to_thread.run_sync(
+                    call,
+                    station_id,
+                    value,
+                    abandon_on_cancel=True,
+                    limiter=self._no_limit,
+                    thread_name=f"trioagg {station_id}",
+                )
+            except trio.Cancelled:
+                call.abandon()
+                raise
+            finally:
+                del self._calls[task]
         return call.outcome()
-
-    def bind(self, function: Callable[[str, Any], Any]) -> Callable[[str, Any], Awaitable[object]]:
-        return functools.partial(self.run, function)
 
 
 class _Call:
@@ -82,6 +182,8 @@ class _Call:
     def __init__(self, threads: Threads, function: Callable[[str, Any], Any]) -> None:
         self._threads, self._function = threads, function
         self._running = self._abandoned = False
+        self.ident: int | None = None
+        """The thread's, while it runs."""
         self._result: object = None
         self._error: BaseException | None = None
 
@@ -90,6 +192,7 @@ class _Call:
             if self._abandoned:
                 return  # while the thread was starting
             self._running = True
+        self.ident = threading.get_ident()
         try:
             self._result = self._function(station_id, module_input)
         except BaseException as error:  # noqa: ASYNC103, ASYNC104 - in a thread, and `outcome` raises it
@@ -97,6 +200,7 @@ class _Call:
             # Trio is our own cancellation, not one that the function had stored somewhere.
             self._error = error
         finally:
+            self.ident = None
             with self._threads._lock:
                 self._running = False
                 if self._abandoned:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 import msgspec
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     DeadLetterReason = Literal["poison", "upload_failed", "stations"]
 
 _MOST_TEXT: Final = 2000
-_MOST_STATION_TEXT: Final = 200
 _NAMES: Final = tuple(
     f"trioagg-{name}"
     for name in (
@@ -162,32 +161,10 @@ def stations_with(report: BatchReport, verdicts: Collection[str]) -> list[str]:
 
 
 def _ledger(report: BatchReport, *, full: bool) -> bytes:
-    ledger: dict[str, Any] = {
-        "completed_by": report.completed_by,
-        "seconds": report.seconds,
-        "expected": report.expected,
-        "succeeded": report.succeeded,
-        "no_output": report.no_output,
-        "failed": report.failed,
-        "timed_out": report.timed_out,
-        "cancelled": report.cancelled,
-        "skipped": report.skipped,
-    }
-    if full:
-        ledger["stations"] = {
-            printable(station_id): {
-                "verdict": outcome.verdict,
-                "started_seconds": outcome.started_seconds,
-                "run_seconds": outcome.run_seconds,
-                **({} if outcome.error is None else {"error": _error(outcome.error)}),
-            }
-            for station_id, outcome in report.stations.items()
-        }
+    ledger = report.ledger()
+    if not full:
+        del ledger["stations"]
     return msgspec.json.encode(ledger)
-
-
-def _error(error: BaseException) -> str:
-    return f"{type(error).__name__}: {_said(error, _MOST_STATION_TEXT)}"
 
 
 def _said(error: BaseException, most: int) -> str:

@@ -163,7 +163,10 @@ class Log(Observer):
             "opened": "batch %s opened: %d stations expected",
             "answered": "batch %s: station %s has answered, %d of %d",
             "stations": "batch %s: %d of %d stations have failed, the first one with %s: %s",
+            "skips": "batch %s: %d of %d stations are skipped, the first one because: %s",
             "timeout": "batch %s timed out after %s s: %d of %d stations have answered",
+            "early": "batch %s was ended early (%s): %d of %d stations have answered",
+            "stuck": "batch %s: station %s is at %s",
             "uploaded": "batch %s uploaded: %d succeeded, %d failed, %d without output",
             "failed": "batch %s upload failed: %s: %s (try %d of %d)",
             "skipped": "batch %s is given up and counts as up (on_upload_failure='skip')",
@@ -173,7 +176,10 @@ class Log(Observer):
             "opened": "创建批次 %s，期望场站数: %d",
             "answered": "批次 %s 收到场站 %s 结果，进度: %d/%d",
             "stations": "批次 %s 有 %d/%d 个场站处理失败，第一个错误: %s: %s",
+            "skips": "批次 %s 有 %d/%d 个场站被跳过，第一个原因: %s",
             "timeout": "批次 %s 超时 (%s秒)，已完成 %d/%d 个场站",
+            "early": "批次 %s 提前结束 (%s)，已完成 %d/%d 个场站",
+            "stuck": "批次 %s 场站 %s 停在 %s",
             "uploaded": "批次 %s 上传结果: 成功=%d, 失败=%d, 无输出=%d",
             "failed": "批次 %s 上传失败: %s: %s (第 %d/%d 次)",
             "skipped": "批次 %s 放弃上传，按已上传处理 (on_upload_failure='skip')",
@@ -181,12 +187,11 @@ class Log(Observer):
         },
     }
 
-    def __init__(self, language: LogLanguage, batch_timeout: float) -> None:
+    def __init__(self, language: LogLanguage) -> None:
         if language not in self._LINES:
             raise ValueError(f"log_language={language!r}: use 'en' or 'zh'")
         self._lines = self._LINES[language]
         self._answer_level = logging.INFO if language == "zh" else logging.DEBUG
-        self._batch_timeout = batch_timeout
         self._told_about_asyncio = False
 
     def hears_answers(self) -> bool:
@@ -205,15 +210,31 @@ class Log(Observer):
     def closed(self, report: BatchReport) -> None:
         if report.first_error is not None:
             self._stations_failed(report, report.first_error)
+        if report.first_skip is not None and logger.isEnabledFor(logging.WARNING):
+            why = words(report.first_skip)
+            logger.warning(
+                self._lines["skips"], report.batch_id, report.skipped, report.expected, why, extra=_fields(report)
+            )
+        if report.completed_by in ("quorum", "failures", "forced") and logger.isEnabledFor(logging.INFO):
+            level = logging.WARNING if report.completed_by == "failures" else logging.INFO
+            told = report.batch_id, str(report.completed_by), report.answered, report.expected
+            logger.log(level, self._lines["early"], *told, extra=_fields(report))
         if report.completed_by == "timeout" and logger.isEnabledFor(logging.WARNING):
             logger.warning(
                 self._lines["timeout"],
                 report.batch_id,
-                f"{self._batch_timeout:g}",
+                f"{report.timeout_seconds or 0.0:g}",
                 report.answered,
                 report.expected,
                 extra=_fields(report),
             )
+
+        if report.completed_by == "timeout" and logger.isEnabledFor(logging.DEBUG):
+            for station_id, outcome in report.stations.items():
+                if outcome.stuck_at:
+                    fields = {"batch_id": report.batch_id, "station_id": station_id, "expected": report.expected}
+                    where = " <- ".join(outcome.stuck_at)
+                    logger.debug(self._lines["stuck"], report.batch_id, printable(station_id), where, extra=fields)
 
     def _stations_failed(self, report: BatchReport, error: BaseException) -> None:
         # One line a batch, with one error: a traceback for every station would cost more than the stations do.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import trio
 
 from ._context import batch_context
-from ._encoding import encode_list, encode_result, result_headers
+from ._encoding import encode_list, encode_result
 from ._errors import Closed, DeadLetterRefused, MessageTooLarge, PoisonMessage, TopicUnavailable, words
 from ._kafka import Message
 from ._letters import Brake, DeadLetterLimit, dead_letter_headers, stations_with
@@ -32,6 +32,7 @@ class Outputs(Observer):
       service: The name in the dead letters.
       dead_letter_stations: Verdicts; a batch with such stations gets a letter although its list goes up.
       limit: When the brake is pulled; None is never.
+      include_ledger: The result message says what became of every station too.
     """
 
     kafka: Kafka
@@ -43,7 +44,10 @@ class Outputs(Observer):
         dead_letter_topic: str | None,
         dead_letter_stations: Collection[str],
         limit: DeadLetterLimit | None,
+        *,
+        include_ledger: bool = False,
     ) -> None:
+        self._include_ledger = include_ledger
         self._service, self._result_topic, self._dead_letter_topic = service, result_topic, dead_letter_topic
         self._verdicts = dead_letter_stations
         self._brake = Brake(limit)
@@ -84,7 +88,7 @@ class Outputs(Observer):
         record = _record_of_batch()
         lists: list[Message] = []
         if self._result_topic is not None:
-            value = encode_list(report.batch_id, encoded)
+            value = encode_list(report.batch_id, encoded, report.ledger() if self._include_ledger else None)
             lists.append(Message(self._result_topic, report.batch_id.encode(), value, result_headers(report)))
         stations = stations_with(report, self._verdicts) if self._verdicts else []
         if not stations:
@@ -182,6 +186,20 @@ class Outputs(Observer):
                 raise DeadLetterRefused(name_of(record), str(error)) from error
             raise
         self.letters += 1
+
+
+def result_headers(report: BatchReport) -> list[tuple[str, bytes]]:
+    """The headers of a result message: why the batch ended, and its seven counts."""
+    return [
+        ("trioagg-completed-by", report.completed_by.encode()),
+        ("trioagg-expected", b"%d" % report.expected),
+        ("trioagg-succeeded", b"%d" % report.succeeded),
+        ("trioagg-no-output", b"%d" % report.no_output),
+        ("trioagg-failed", b"%d" % report.failed),
+        ("trioagg-timed-out", b"%d" % report.timed_out),
+        ("trioagg-cancelled", b"%d" % report.cancelled),
+        ("trioagg-skipped", b"%d" % report.skipped),
+    ]
 
 
 def _record_of_batch() -> Record:

@@ -1,15 +1,21 @@
-"""What a batch has to say for itself: frozen records, no behaviour."""
+"""What a batch has to say for itself: frozen records, and how they are told as JSON."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from ._encoding import encode_result
+from ._errors import printable, words
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+
+_MOST_ERROR_TEXT: Final = 200
 
 
 class Verdict(StrEnum):
@@ -26,7 +32,7 @@ class Verdict(StrEnum):
     CANCELLED = "cancelled"
     """It had started when the batch was ended early."""
     SKIPPED = "skipped"
-    """It was never started."""
+    """It was never started, or said itself that it is not to be run (:class:`StationSkipped`)."""
 
 
 class CompletedBy(StrEnum):
@@ -35,8 +41,11 @@ class CompletedBy(StrEnum):
     ALL = "all"
     TIMEOUT = "timeout"
     QUORUM = "quorum"
+    """Enough stations had answered."""
     FAILURES = "failures"
+    """More stations had failed than may."""
     FORCED = "forced"
+    """Somebody called ``complete()``."""
     ABORTED = "aborted"
     """The service itself was cancelled: no list goes up, no offset moves."""
 
@@ -65,7 +74,30 @@ class StationOutcome(msgspec.Struct, frozen=True):
     """From the station's start to its answer, or to the end of the batch where it gave none; None if it never
     started."""
     error: BaseException | None = None
-    """Why it failed: what the callback raised, or a :class:`BadResult`.  None for every other verdict."""
+    """Why it failed: what the callback raised, or a :class:`BadResult`.  Or why it was skipped, where somebody said so.
+    None for every other verdict."""
+    attempts: int = 1
+    """How often it was tried; 0 if it never started."""
+    stuck_at: tuple[str, ...] = ()
+    """Where it waited when the batch ended without it, innermost first: ``"file:line in function"``.  A sample: of 20
+    stations of a batch at most, and of fewer where many batches end at once."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """In plain types that JSON has; what says nothing is left out."""
+        told: dict[str, Any] = {
+            "verdict": str(self.verdict),
+            "started_seconds": self.started_seconds,
+            "run_seconds": self.run_seconds,
+        }
+        if self.error is not None:
+            text = words(self.error)
+            text = text if len(text) <= _MOST_ERROR_TEXT else f"{text[:_MOST_ERROR_TEXT]}..."
+            told["error"] = f"{type(self.error).__name__}: {text}"
+        if self.attempts > 1:
+            told["attempts"] = self.attempts
+        if self.stuck_at:
+            told["stuck_at"] = [printable(place) for place in self.stuck_at]
+        return told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,10 +120,38 @@ class BatchReport:
     timed_out: int
     cancelled: int
     skipped: int
+    timeout_seconds: float | None = None
+    """The seconds that it had; None for a bare collector that was not told."""
     first_error: BaseException | None = None
     """Why the first of the failed stations failed; those of the others are in :attr:`stations`."""
+    first_skip: BaseException | None = None
+    """Why the first station was skipped that somebody said something about."""
 
     @property
     def answered(self) -> int:
-        """Stations that answered in time, whatever they said."""
+        """Stations that answered in time, whatever they said; not those that were skipped."""
         return self.succeeded + self.no_output + self.failed
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it in plain types that JSON has: the ledger, and the results.
+
+        Raises:
+          BadResult: if JSON has nothing for one of the results.
+        """
+        results = [msgspec.json.decode(encode_result(result)) for result in self.results]
+        return {"batch_id": printable(self.batch_id), **self.ledger(), "results": results}
+
+    def ledger(self) -> dict[str, Any]:
+        """What became of every station, and the counts, in plain types that JSON has."""
+        return {
+            "completed_by": str(self.completed_by),
+            "seconds": self.seconds,
+            "expected": self.expected,
+            "succeeded": self.succeeded,
+            "no_output": self.no_output,
+            "failed": self.failed,
+            "timed_out": self.timed_out,
+            "cancelled": self.cancelled,
+            "skipped": self.skipped,
+            "stations": {printable(station_id): outcome.to_dict() for station_id, outcome in self.stations.items()},
+        }

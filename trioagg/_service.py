@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
@@ -18,6 +19,7 @@ from ._letters import DeadLetterLimit, check_verdicts
 from ._observer import Observers
 from ._reader import Reader
 from ._settings import InputLimits, KafkaSettings
+from ._sla import Sla
 from ._stations import RESERVED_KEYS, batch_id
 from ._statistics import AggregatorStatistics
 from ._watchdog import Watchdog
@@ -27,11 +29,17 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
+    from ._aggregator import BatchTimeout
+    from ._calls import StationTimeout
+    from ._goals import Quorum
     from ._kafka import Kafka, KafkaStatistics, Record
+    from ._lanes import LaneName
     from ._observer import LogLanguage, Observer
     from ._outputs import Outputs
     from ._reader import MessageParser
     from ._records import BatchReport
+    from ._retry import Retry
+    from ._sla import SlaPolicy
     from ._uploader import OnUploadFailure
 
 logger = logging.getLogger("trioagg")
@@ -51,6 +59,8 @@ class ServiceStatistics(AggregatorStatistics):
     """Messages without a station; they open no batch."""
     rejected_elements: int
     """Elements of otherwise good messages that have no usable station id."""
+    over_sla: int
+    """Messages whose ``sla_seconds`` were over when they came."""
     loop_stalls: int
     """How often a task kept the loop to itself for longer than ``max_loop_stall``."""
     kafka: KafkaStatistics | None
@@ -66,6 +76,7 @@ class AsyncDataAnalysisService:
       bootstrap_servers: ``host:port``, several with commas between.
       group_id: The consumer group.
       result_topic: Where the lists go, one message each; beside or instead of a handler.
+      include_ledger: The messages in the result topic say what became of every station, too.
       delivery: ``"at_least_once"``; or ``"exactly_once"``: every list is in the result topic once for those who read
         it with ``isolation.level=read_committed``, for it is committed together with the offset of its message.
         Callbacks may still run twice for one message.  There is no handler then, whose effects could not be undone.
@@ -78,12 +89,18 @@ class AsyncDataAnalysisService:
         by default.  What it raises makes the message poison.
       kafka: Security, start offset and limits of the connection.
       upload_order: ``"any"``, or ``"partition"``: the lists of a partition go up in the order of its messages.
-      batch_timeout: Seconds from the opening of a batch to its list.
+      batch_timeout: Seconds from the opening of a batch to its list; or ``batch_timeout(topic, stations)``, a function
+        of the topic and the number of stations.
+      sla_seconds: Seconds from a message's timestamp to its list: the deadline is the earlier one of the two.  A
+        timestamp in the future counts as now.
+      sla_policy: What is done with a message whose time is up when it comes: ``"process"``, with *min_budget*;
+        ``"skip"``, its list is empty and its stations are skipped; ``"full"``, as if there were no agreement.
+      min_budget: Seconds that ``"process"`` leaves a batch at least.
       cleanup_interval: Seconds for which the ids of closed batches are remembered.
       connect_timeout: Seconds for the connection, the login and the look for the topics.  Joining the group is not
         bounded by it: after a crash the group waits for the member that is gone.
       revoke_timeout: Seconds that batches of partitions which move to another member have to get up; by default
-        ``batch_timeout + 5``.
+        ``batch_timeout + 5``; to be given where that is a function.
       commit_interval: Seconds between commits.
       transaction_linger: Seconds that a list waits for others at most, before it is committed together with them; for
         ``delivery="exactly_once"``.
@@ -107,6 +124,7 @@ class AsyncDataAnalysisService:
         bootstrap_servers: str | Sequence[str] = "localhost:9092",
         group_id: str | None = None,
         result_topic: str | None = None,
+        include_ledger: bool = False,
         delivery: Literal["at_least_once", "exactly_once"] = "at_least_once",
         dead_letter_topic: str | None = None,
         dead_letter_stations: Iterable[str] = (),
@@ -115,7 +133,19 @@ class AsyncDataAnalysisService:
         message_parser: MessageParser | None = None,
         kafka: KafkaSettings | None = None,
         upload_order: Literal["any", "partition"] = "any",
-        batch_timeout: float = 5.0,
+        batch_timeout: BatchTimeout = 5.0,
+        sla_seconds: float | None = None,
+        sla_policy: SlaPolicy = "process",
+        min_budget: float = 0.1,
+        quorum: Quorum | None = None,
+        required: Iterable[str] = (),
+        max_failures: int | None = None,
+        station_timeout: StationTimeout | None = None,
+        retry_station: Retry | None = None,
+        lane: LaneName | None = None,
+        max_threads: int = 100,
+        max_abandoned_threads: int = 100,
+        max_processes: int | None = None,
         cleanup_interval: float = 60.0,
         max_batches_in_flight: int = 100,
         max_unreaped_batches: int = 50,
@@ -163,7 +193,10 @@ class AsyncDataAnalysisService:
             raise ValueError(f"{asked} needs a dead_letter_topic")
         if not transaction_linger >= 0:
             raise ValueError(f"transaction_linger={transaction_linger!r}: it must be 0 or more seconds")
-        self._result_topic = result_topic
+        if include_ledger and result_topic is None:
+            raise ValueError("include_ledger=True is about the messages in the result_topic: give one")
+        self._result_topic, self._include_ledger = result_topic, include_ledger
+        self._sla = Sla(sla_seconds, sla_policy, min_budget)
         self._reader = Reader(message_parser, input_limits)
         self._letters = (dead_letter_topic, verdicts, dead_letter_limit)
         # In transactions the lists of a partition have the order of its messages anyway.
@@ -171,7 +204,7 @@ class AsyncDataAnalysisService:
         self._connection: dict[str, Any] = {
             "settings": kafka if kafka is not None else KafkaSettings(),
             "connect_timeout": connect_timeout,
-            "revoke_timeout": batch_timeout + 5.0 if revoke_timeout is None else revoke_timeout,
+            "revoke_timeout": _revoke_timeout(batch_timeout) if revoke_timeout is None else revoke_timeout,
             "commit_interval": commit_interval,
             "max_uncommitted": max_uncommitted,
         }
@@ -183,6 +216,15 @@ class AsyncDataAnalysisService:
             self._connection["commit_interval"] = max(transaction_linger, 0.005)
         self._batches: dict[str, Any] = {
             "batch_timeout": batch_timeout,
+            "quorum": quorum,
+            "required": tuple(required) if not isinstance(required, str) else required,
+            "max_failures": max_failures,
+            "station_timeout": station_timeout,
+            "retry_station": retry_station,
+            "lane": lane,
+            "max_threads": max_threads,
+            "max_abandoned_threads": max_abandoned_threads,
+            "max_processes": max_processes,
             "cleanup_interval": cleanup_interval,
             "max_batches_in_flight": max_batches_in_flight,
             "max_unreaped_batches": max_unreaped_batches,
@@ -305,6 +347,14 @@ class AsyncDataAnalysisService:
         self._asked_to_stop.set()
         await self._drained.wait()
 
+    def complete(self, batch_id: str) -> bool:
+        """End an open batch now, with the answers that are in.  Says whether there was one of that id."""
+        return self._aggregator.complete(batch_id)
+
+    def complete_all(self) -> int:
+        """:meth:`complete` every open batch; says how many there were."""
+        return self._aggregator.complete_all()
+
     def statistics(self) -> ServiceStatistics:
         """A frozen snapshot."""
         batches = self._aggregator.statistics()
@@ -315,6 +365,7 @@ class AsyncDataAnalysisService:
             dead_letters=0 if self._outputs is None else self._outputs.letters,
             empty=self._reader.empty,
             rejected_elements=self._reader.rejected,
+            over_sla=self._sla.missed,
             loop_stalls=self._watchdog.blocked,
             kafka=None if self._kafka is None else self._kafka.statistics(),
         )
@@ -335,7 +386,9 @@ class AsyncDataAnalysisService:
         from ._kafka import open_kafka
         from ._outputs import Outputs
 
-        outputs = self._outputs = Outputs(self._module_name, self._result_topic, *self._letters)
+        outputs = self._outputs = Outputs(
+            self._module_name, self._result_topic, *self._letters, include_ledger=self._include_ledger
+        )
         settings = self._batches | {"observers": (*self._batches["observers"], outputs)}
         aggregator: BatchResultAggregator[Any] = BatchResultAggregator(
             callback,
@@ -421,16 +474,18 @@ class AsyncDataAnalysisService:
                 kafka.discard(record)
             kafka.wake()
 
+        timestamp = None if record.timestamp_ms is None else record.timestamp_ms / 1000
         await self._aggregator.admit(
             batch_id(record.topic, record.partition, record.offset, record.timestamp_ms),
             stations,
             order=record.claim if self._in_order else None,
             when_done=when_done,
             still_wanted=lambda: record.claim.live,
+            budget=lambda timeout: self._sla.budget(timeout, timestamp, time.time()),
             topic=record.topic,
             partition=record.partition,
             offset=record.offset,
-            timestamp=None if record.timestamp_ms is None else record.timestamp_ms / 1000,
+            timestamp=timestamp,
             key=record.key,
             headers=record.headers,
             source=record,
@@ -462,6 +517,14 @@ class ServiceBlock:
             "the service is a block now: write `async with service.start(callback=..., batch_upload_handler=...):` "
             "instead of `await service.start(...)`, or `await service.run(...)` to stay until stop()"
         )
+
+
+def _revoke_timeout(batch_timeout: BatchTimeout) -> float:
+    if callable(batch_timeout):
+        raise ValueError(
+            "batch_timeout= is a function: give revoke_timeout= too, in seconds, the longest one and a little more"
+        )
+    return batch_timeout + 5.0
 
 
 def _nobody(report: BatchReport, error: Exception) -> None:

@@ -1,0 +1,186 @@
+"""Where a plain def runs, and what the deadline does to it there."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+import pytest
+import trio
+
+from trioagg import BatchResultAggregator, WorkerDied, current_batch, run_batch
+
+
+def quick(station_id: str, value: Any) -> dict:
+    return {"station_id": station_id, "process": os.getpid(), "thread": threading.get_ident()}
+
+
+def spin(station_id: str, seconds: float) -> dict:
+    """Keeps a CPU busy."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        pass
+    return {"station_id": station_id, "process": os.getpid()}
+
+
+def crash(station_id: str, how: str) -> dict:
+    if how == "segmentation fault":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if how == "exit":
+        os._exit(3)
+    if how == "raises":
+        raise ValueError(station_id)
+    return {"station_id": station_id, "process": os.getpid()}
+
+
+def alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+# In place.
+
+
+async def test_a_tiny_function_runs_in_place() -> None:
+    report = await run_batch("b", dict.fromkeys("ABC"), quick, lane="inline")
+    here = os.getpid(), threading.get_ident()
+    assert {(result["process"], result["thread"]) for result in report.results} == {here}
+
+
+async def test_the_deadline_is_looked_at_between_two_stations() -> None:
+    def blocks(station_id: str, seconds: float) -> dict:
+        time.sleep(seconds)
+        return {}
+
+    report = await run_batch("b", {f"S{n}": 0.01 for n in range(1000)}, blocks, lane="inline", batch_timeout=0.2)
+    assert report.completed_by == "timeout"
+    assert report.seconds < 0.5
+    assert report.succeeded + report.skipped == 1000
+
+
+async def test_what_a_function_in_place_raises_is_its_stations() -> None:
+    report = await run_batch("b", {"A": "raises", "B": ""}, crash, lane="inline")
+    assert (report.failed, report.succeeded) == (1, 1)
+
+
+# In processes.
+
+
+async def test_what_keeps_a_cpu_busy_is_killed_at_the_deadline() -> None:
+    stations = {"A": 60.0, "B": 0.0}
+    async with BatchResultAggregator(spin, lane="process", max_processes=2, batch_timeout=1.5) as aggregator:
+        began = trio.current_time()
+        report = await aggregator.run("b", stations)
+        assert report.stations["A"].verdict == "timed_out"
+        assert report.stations["A"].stuck_at == ("in a worker process, whose stack is not to be had",)
+        assert report.seconds < 2.5
+        assert trio.current_time() - began < 5
+        # The next batch has as many workers as this one.
+        report = await aggregator.run("next", {"A": 0.0, "B": 0.0})
+        assert report.succeeded == 2
+
+
+@pytest.mark.parametrize("how", ["segmentation fault", "exit"])
+async def test_a_crash_of_the_worker_is_the_failure_of_one_station(how: str) -> None:
+    async with BatchResultAggregator(crash, lane="process", max_processes=1, batch_timeout=20) as aggregator:
+        report = await aggregator.run("b", {"A": "", "B": how, "C": "", "D": "raises"})
+    assert [str(outcome.verdict) for outcome in report.stations.values()] == ["succeeded", "failed"] * 2
+    assert isinstance(report.stations["B"].error, WorkerDied)
+    assert str(report.stations["B"].error) == "the worker process died while it ran station B"
+    assert isinstance(report.stations["D"].error, ValueError)
+
+
+async def test_no_worker_outlives_its_block() -> None:
+    async with BatchResultAggregator(quick, lane="process", max_processes=2, batch_timeout=20) as aggregator:
+        report = await aggregator.run("b", dict.fromkeys("ABCDEFGH"))
+        processes = {result["process"] for result in report.results}
+    assert processes
+    assert os.getpid() not in processes
+    with trio.fail_after(10):
+        while any(map(alive, processes)):
+            await trio.sleep(0.01)
+
+
+async def test_a_worker_does_not_know_the_batch() -> None:
+    report = await run_batch("b", {"A": 1}, functools.partial(_asks_for_the_batch), lane="process", batch_timeout=20)
+    assert "no batch is being processed here" in str(report.stations["A"].error)
+
+
+def _asks_for_the_batch(station_id: str, value: object) -> dict:
+    return {"batch": current_batch().batch_id}
+
+
+async def test_what_cannot_be_sent_to_a_worker_is_said_before_anything_runs() -> None:
+    with pytest.raises(ValueError, match="use a def at the top level of a module"):
+        await run_batch("b", {"A": 1}, lambda station_id, value: {}, lane="process")
+
+
+async def test_a_value_that_cannot_be_sent_is_the_failure_of_its_station() -> None:
+    report = await run_batch("b", {"A": lambda: 1, "B": 1}, quick, lane="process", batch_timeout=20)
+    assert (report.failed, report.succeeded) == (1, 1)
+
+
+# Which lane.
+
+
+async def asynchronous(station_id: str, value: object) -> dict:
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("callback", "lane", "message"),
+    [
+        (asynchronous, "thread", "lane='thread' is for a plain def: an async def runs as a task, so leave lane= out"),
+        (asynchronous, "process", "lane='process' is for a plain def"),
+        (quick, "task", "lane='task' is for an async def: use 'thread', 'inline' or 'process' for a plain def"),
+        (quick, "gpu", "lane='gpu': use 'task', 'thread', 'inline' or 'process'"),
+    ],
+)
+async def test_a_lane_that_the_callback_cannot_run_in_is_said_so(callback: Any, lane: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BatchResultAggregator(callback, lane=lane)
+
+
+# Threads that hang.
+
+
+async def test_hung_threads_take_no_place_of_those_that_work() -> None:
+    release = threading.Event()
+
+    def callback(station_id: str, hangs: bool) -> dict:
+        if hangs:
+            release.wait(20)
+        return {}
+
+    try:
+        async with BatchResultAggregator(callback, batch_timeout=0.2, max_threads=10) as aggregator:
+            await aggregator.run("hangs", {f"S{n}": True for n in range(10)})
+            with trio.fail_after(10):  # the list is up before its stragglers are seen to
+                while aggregator.statistics().abandoned_threads < 10:
+                    await trio.sleep(0.01)
+            report = await aggregator.run("works", {f"S{n}": False for n in range(10)})
+            assert report.succeeded == 10
+    finally:
+        release.set()
+
+
+async def test_the_stack_of_a_thread_that_hangs_is_in_the_report() -> None:
+    release = threading.Event()
+
+    def callback(station_id: str, value: object) -> dict:
+        release.wait(20)
+        return {}
+
+    try:
+        report = await run_batch("b", {"A": 1}, callback, batch_timeout=0.3)
+        here, line = callback.__code__.co_filename, callback.__code__.co_firstlineno + 1
+        assert report.stations["A"].stuck_at[0].startswith(f"{here}:{line} in ")
+    finally:
+        release.set()
