@@ -123,6 +123,15 @@ def deadline(*, simultaneous: Numbers = (1, 10, 100, 1000), common: Common = Com
 
 
 @app.command
+def lanes(*, common: Common = Common()) -> None:
+    """What do lanes, retries, limits and quorums cost a station, and is a spinning worker dead at the deadline?"""
+    from . import lanes as bench
+
+    lab = Lab("lanes", common)
+    lab.finish(bench.main(facts=lab.facts, quick=common.quick, as_json=common.json, seed=common.seed))
+
+
+@app.command
 def fanout(
     *,
     stations: Numbers = (1, 10, 100, 1000, 10_000),
@@ -413,7 +422,7 @@ def report(directory: Path, /, *, lang: Literal["en", "zh"] = "en", out: Path | 
     bench.main(directory, lang=lang, out=out)
 
 
-_ALL_BUT_FAULTS = ("core", "deadline", "timeouts", "fanout", "pipeline", "soak", "delivery", "fuzz")
+_ALL_BUT_FAULTS = ("core", "deadline", "timeouts", "lanes", "fanout", "pipeline", "soak", "delivery", "fuzz")
 
 
 @app.command(name="all")

@@ -112,39 +112,24 @@ class _Scene(Observer):
             self.wrong.append(report)
 
 
-class _OneDeadline(BatchResultAggregator[str]):
-    """All batches of a round have the round's deadline, whenever they were accepted.
-
-    The public face gives a batch its time from its acceptance, and accepting a thousand takes longer than what is
-    measured here.
-    """
-
-    def __init__(self, scene: _Scene, *, tune_gc: bool) -> None:
-        self._scene = scene
-        super().__init__(
-            scene.station,
-            report_handler=scene.handler,
-            max_batches_in_flight=scene.batches,
-            max_unreaped_batches=scene.batches + 1,
-            observers=[scene],
-            tune_gc=tune_gc,
-        )
-
-    @property
-    def _batch_timeout(self) -> float:
-        return self._scene.deadline - trio.current_time()
-
-    @_batch_timeout.setter
-    def _batch_timeout(self, seconds: float) -> None:
-        """What the constructor says does not hold here."""
-
-
 async def _aggregated(scene: _Scene, rounds: int, tune_gc: bool, progress: Progress) -> list[_Round]:
-    async with _OneDeadline(scene, tune_gc=tune_gc) as aggregator:
+    async with BatchResultAggregator(
+        scene.station,
+        report_handler=scene.handler,
+        max_batches_in_flight=scene.batches,
+        max_unreaped_batches=scene.batches + 1,
+        observers=[scene],
+        tune_gc=tune_gc,
+    ) as aggregator:
+
+        def left(timeout: float) -> float:
+            # All batches of a round have the round's deadline, whenever they were accepted: accepting a thousand takes
+            # longer than what is measured here.
+            return scene.deadline - trio.current_time()
 
         async def open_all() -> None:  # noqa: ASYNC910 - there is a batch
             for number in range(scene.batches):
-                await aggregator.submit(f"batch {number}", scene.stations)
+                await aggregator.admit(f"batch {number}", scene.stations, budget=left)
 
         return await _rounds(scene, rounds, open_all, progress)
 

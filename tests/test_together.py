@@ -161,4 +161,7 @@ def test_whatever_comes_together_the_ledger_adds_up_and_the_deadline_holds(
     ((report, ended),) = ends.reports  # once
     hypothesis.event(f"completed by {report.completed_by}")
     check(report, ended, tries, rules)
-    assert lists == ([] if report.completed_by == "aborted" else ["b"])
+    if report.completed_by == "aborted":
+        assert lists == []
+    elif event is None or event[0] != "cancel":  # where the cancellation came in the same moment, the list may be up
+        assert lists == ["b"]

@@ -19,10 +19,13 @@ _GRACE_SECONDS: Final = 1.0
 
 
 class Processes:
-    """Worker processes of one owner.  They start when it opens, and one that dies or is killed is replaced at once.
+    """Worker processes of one owner.
+
+    There are twice as many as may work at once: when a deadline kills all that work, the next batch begins at once with
+    the others, while new ones start.  A process takes as long to start as many a deadline is.
 
     Args:
-      limit: How many; None is one for every CPU.
+      limit: How many work at once; None is one for every CPU.
 
     Raises:
       ValueError: if *function* cannot be sent to another process.
@@ -45,9 +48,9 @@ class Processes:
         self._count = limit or os.cpu_count() or 1
         self.at_once = float(self._count)
         self._limiter = trio.CapacityLimiter(self._count)
-        self._beside = trio.CapacityLimiter(self._count * 2)
+        self._no_limit = trio.CapacityLimiter(math.inf)  # ours is the bound, not the one of the library
         self._workers: Any = None
-        self._nursery: trio.Nursery | None = None
+        self._wanted = trio.Event()
 
     abandoned = 0
 
@@ -56,12 +59,12 @@ class Processes:
         library = self._library
         async with (
             library.open_worker_context(idle_timeout=math.inf, grace_period=_GRACE_SECONDS) as self._workers,
-            trio.open_nursery() as self._nursery,
+            trio.open_nursery() as nursery,
         ):
-            for _ in range(self._count):
-                self._nursery.start_soon(self._touch, name="trioagg worker starts")
+            self._wanted.set()
+            nursery.start_soon(self._keep_enough, name="trioagg workers")
             yield
-            self._nursery.cancel_scope.cancel()
+            nursery.cancel_scope.cancel()
 
     def where(self, task: trio.lowlevel.Task) -> tuple[str, ...]:
         return ("in a worker process, whose stack is not to be had",)
@@ -76,37 +79,44 @@ class Processes:
         Cancellation: the worker is killed.
         """
         async with self._limiter:
-            alive = False
             try:
-                result = await self._workers.run_sync(
-                    self._function, station_id, value, kill_on_cancel=True, limiter=self._beside
-                )
-                alive = True
-                return result
+                return await self._run(self._function, station_id, value)  # noqa: ASYNC910 - it waits for its worker
             except self._library.BrokenWorkerError:
+                self._wanted.set()
                 raise WorkerDied(station_id) from None
             except trio.Cancelled:
+                self._wanted.set()
                 raise
-            except BaseException:
-                alive = True  # it has only raised
-                raise
-            finally:
-                if not alive:
-                    self._replace()
 
-    def _replace(self) -> None:
-        # Not when the next station needs it: a process takes as long to start as many a deadline is.  A worker that is
-        # idle is taken first, so one more call than there are idle ones starts a new one.
-        assert self._nursery is not None
-        for _ in range(self._workers.statistics().idle_workers + 1):
-            self._nursery.start_soon(self._touch, name="trioagg worker starts")
+    async def _run(self, function: Callable[..., object], *args: object) -> object:
+        return await self._workers.run_sync(function, *args, kill_on_cancel=True, limiter=self._no_limit)
 
-    async def _touch(self) -> None:
+    async def _keep_enough(self) -> None:
+        while True:
+            await self._wanted.wait()
+            self._wanted = trio.Event()
+            now = self._workers.statistics()
+            missing = 2 * self._count - now.idle_workers - now.running_workers
+            async with trio.open_nursery() as nursery:
+                for _ in range(missing):
+                    nursery.start_soon(self._add_worker)
+
+    async def _add_worker(self) -> None:
+        # By the library's own means, which are private: what it offers to everybody takes an idle worker where there is
+        # one, and the next station would have to start its own.
+        workers = self._workers
+        worker = workers._worker_class(workers.idle_timeout, workers.init, workers.retire)
         try:
+            await worker.start()
             # The function is sent along, so that its module is imported before the first station needs it.
-            await self._workers.run_sync(_know, self._function, kill_on_cancel=True, limiter=self._beside)
+            if await worker.run_sync(_know, self._function) is not None:
+                workers._worker_cache.append(worker)
         except self._library.BrokenWorkerError:
             return  # the first station will say it
+        except trio.Cancelled:
+            if worker.proc.pid is not None:
+                worker.kill()
+            raise
 
 
 def _know(function: object) -> None:
