@@ -3,7 +3,7 @@
 The floors; imports go downward only:
 
     0  _errors _encoding _records _context _blame _settings    what may go wrong, what is told, what may be set
-    1  _collector _goals _sla _observer _stations _tuning _interrupts _watchdog _watermark _finished* _letters
+    1  _collector _goals _sla _observer _stations _join _tuning _interrupts _watchdog _watermark _finished* _letters
     2  _stuck _lanes _processes _retry _calls        how one station is called
     3  _fanout _uploader _statistics _reader         one batch; bringing lists up; reading messages
     4  _intake _deadlines _aio                       the bound of batches and their deadlines; the asyncio loop
@@ -37,6 +37,7 @@ from ._errors import (
 )
 from ._fanout import Batch, run_batch
 from ._goals import Progress
+from ._join import Latest, Window
 from ._letters import DeadLetterLimit
 from ._observer import Observer
 from ._records import Answer, BatchReport, CompletedBy, StationOutcome, Verdict
@@ -64,6 +65,7 @@ __all__ = [
     "InputLimits",
     "KafkaError",
     "KafkaSettings",
+    "Latest",
     "MessageTooLarge",
     "Observer",
     "PoisonMessage",
@@ -81,6 +83,7 @@ __all__ = [
     "UploadFailed",
     "UploadTimedOut",
     "Verdict",
+    "Window",
     "WorkerDied",
     "asyncio_callback",
     "current_batch",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 
 import trio
@@ -322,6 +323,7 @@ class BatchResultAggregator(Generic[T]):
         when_done: Callable[[bool], None] = lambda up: None,
         still_wanted: Callable[[], bool] = lambda: True,
         budget: Callable[[float], float] = float,
+        skipped: Mapping[str, str] = MappingProxyType({}),
         **message: Any,
     ) -> Batch:
         """Accept a batch.
@@ -331,6 +333,7 @@ class BatchResultAggregator(Generic[T]):
           when_done: Called once, with whether the list is up.
           still_wanted: Asked after the wait for room; a batch that is not wanted any more is aborted at once.
           budget: Given the seconds of the batch's timeout, says how many of them are left for it.
+          skipped: Those of the stations that are not to be run, and why.
           message: Facts of the Kafka message, for :class:`BatchContext`.
         """
         if not self._has_callback and not pushed:
@@ -379,6 +382,7 @@ class BatchResultAggregator(Generic[T]):
             encode=self._encode,
             observer=self._observer,
             goal=self._goal,
+            skipped=skipped,
         )
         self._open[batch_id] = batch
         self._alive.add(batch)
@@ -388,7 +392,8 @@ class BatchResultAggregator(Generic[T]):
             batch.abort()
         elif seconds <= 0 < timeout:
             batch.end(CompletedBy.TIMEOUT)  # nothing is left of its time: its stations are not even begun
-        self._nursery.start_soon(self._serve, batch, None if pushed else in_turn(batch, stations), name=batch_id)
+        inputs = None if pushed else in_turn(batch, stations, skipped)
+        self._nursery.start_soon(self._serve, batch, inputs, name=batch_id)
         return batch
 
     def abort(self, unwanted: Callable[[BatchContext], bool]) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from contextvars import copy_context
 from functools import partial
 from operator import is_
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
@@ -20,7 +21,7 @@ from ._blame import lone_errors_bare, must_get_out
 from ._calls import Calls
 from ._collector import BatchCollector
 from ._context import BatchContext, batch_context
-from ._errors import StrayCancel
+from ._errors import StationSkipped, StrayCancel
 from ._goals import Goal
 from ._observer import Observer
 from ._records import Answer, BatchReport, CompletedBy
@@ -57,6 +58,9 @@ _ACCEPTED: Final = Answer.ACCEPTED
 _KNOWS_SCOPES: Final = hasattr(trio.lowlevel.Task, "_cancel_status")
 
 
+_NOBODY_IS_SKIPPED: Final[Mapping[str, str]] = MappingProxyType({})
+
+
 class _NoScope:
     _cancel_status = None
 
@@ -79,6 +83,7 @@ class Batch:
         encode: Callable[[dict[str, Any]], bytes] | None = None,
         observer: Observer = Observer.SILENT,
         goal: Goal | None = None,
+        skipped: Mapping[str, str] = _NOBODY_IS_SKIPPED,
     ) -> None:
         self._starts: dict[str, float] = {}
         self._collector = BatchCollector(
@@ -86,6 +91,10 @@ class Batch:
         )
         self._opened = opened
         self._observer = observer
+        for station_id, reason in skipped.items():
+            self._collector.add_failure(station_id, StationSkipped(reason))
+        self.to_run = self._collector.missing
+        """Stations that are to be run: those that are not skipped."""
         self._goal = goal or None
         # The serving tasks count answers themselves, unless somebody has to be told of each.
         self._hears_answers = observer.hears_answers() or self._goal is not None
@@ -298,8 +307,12 @@ def as_it_is_now(stations: Mapping[str, Any]) -> Mapping[str, Any]:
     return stations if isinstance(stations, ModuleInputs) else dict(stations)  # nobody else has those
 
 
-def in_turn(batch: Batch, stations: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+def in_turn(
+    batch: Batch, stations: Mapping[str, Any], skipped: Mapping[str, str] = _NOBODY_IS_SKIPPED
+) -> Iterable[tuple[str, Any]]:
     """The stations of *batch*, each with its value: without a table of their ids, which the batch has already."""
+    if skipped:
+        return ((station_id, stations[station_id]) for station_id in stations if station_id not in skipped)
     if isinstance(stations, ModuleInputs):
         return stations.items()
     return zip(batch._collector._expected, list(stations.values()), strict=True)
@@ -379,7 +392,7 @@ class _Servers:
         nursery: trio.Nursery,
     ) -> None:
         self._batch, self._nursery = batch, nursery
-        _, self._left = batch.progress
+        self._left = batch.to_run
         self._room = cap
         self._idle = 0
         self._generation = 1

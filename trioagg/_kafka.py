@@ -19,6 +19,7 @@ from ._kafka_absence import Absence
 from ._kafka_bridge import ABANDON_SECONDS, Bridge
 from ._kafka_claims import Claim, Record
 from ._kafka_connect import Address, connect_aio
+from ._kafka_context import ContextReader
 from ._kafka_log import Hush
 from ._kafka_sink import Message, Sink
 from ._kafka_source import Source
@@ -27,6 +28,7 @@ from ._observer import Observer
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 
+    from ._join import Context
     from ._settings import KafkaSettings
 
 __all__ = ["Claim", "Kafka", "KafkaStatistics", "Message", "Record", "open_kafka"]
@@ -192,6 +194,7 @@ async def open_kafka(
     room: Callable[[], int],
     dropped: Callable[[Collection[Claim]], None],
     observer: Observer = Observer.SILENT,
+    context: Context | None = None,
 ) -> AsyncIterator[Kafka]:
     """Connect, and consume until the block is left.
 
@@ -208,6 +211,7 @@ async def open_kafka(
       room: How many records more would be taken now, beside those that wait in ``records``.  Called often.
       dropped: Told of the claims that ended with messages in flight, so that their batches be given up.
       observer: Told what was fetched and what is committed.
+      context: Kept up to date with its topics.  These are read before the block begins, which may take its time.
 
     Raises:
       ConnectFailed: if there is no working connection within *connect_timeout*.
@@ -227,9 +231,14 @@ async def open_kafka(
     async def start_aio() -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + connect_timeout
-        names = dict.fromkeys((*topics, *output_topics))
+        kinds = {} if context is None else context.kinds
+        names = dict.fromkeys((*topics, *output_topics, *kinds))
         partitions = await connect_aio(address, names, connect_timeout)
         try:
+            if context:
+                bridge.context = ContextReader(address, context, {topic: partitions[topic] for topic in kinds}, fail)
+                await bridge.context.start_aio()
+                deadline = loop.time() + connect_timeout
             async with asyncio.timeout_at(max(deadline, loop.time() + _SHORTEST_START_SECONDS)):
                 if output_topics and not transactional:
                     bridge.sink = Sink(address, absence, fail, bridge.nudge)

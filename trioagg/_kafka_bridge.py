@@ -19,6 +19,7 @@ from ._kafka_tasks import abandon_aio
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+    from ._kafka_context import ContextReader
     from ._kafka_sink import Sink
     from ._kafka_source import Source
 
@@ -36,6 +37,7 @@ class Bridge:
         self.loop: Any = None
         self.source: Source | None = None
         self.sink: Sink | None = None
+        self.context: ContextReader | None = None
         self.errors = LoopErrors(self.fail, expected=(aiokafka.errors.ProducerFenced,))
         self.ready, self.ended, self.body_left = trio.Event(), trio.Event(), trio.Event()
         self._asked_to_end, self._failed, self._nudged = trio.Event(), trio.Event(), trio.Event()
@@ -101,9 +103,12 @@ class Bridge:
             ends.append(self.source.end_aio(commit=self._last_commit, seconds=self._end_seconds))
         if self.sink is not None:
             ends.append(self.sink.end_aio(self._end_seconds))
+        if self.context is not None:
+            ends.append(self.context.end_aio())
         well = await asyncio.gather(*ends, return_exceptions=True)
         if not all(answer is True for answer in well):
-            await abandon_aio(*(half.client for half in (self.source, self.sink) if half is not None))
+            parts = (self.source, self.sink, self.context)
+            await abandon_aio(*(part.client for part in parts if part is not None))
 
     @trio.lowlevel.enable_ki_protection
     async def gather(self) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ._settings import InputLimits
 
 MessageParser = Callable[[str, bytes], Mapping[str, Any]]
+Join = Callable[[str, dict[str, Any]], dict[str, Any]]
 
 logger = logging.getLogger("trioagg")
 
@@ -37,8 +38,8 @@ def name_of(message: Message) -> str:
 class Reader:
     """Reads messages by the shapes that are known, or by the user's parser, and counts what is not as it should be."""
 
-    def __init__(self, message_parser: MessageParser | None, limits: InputLimits) -> None:
-        self._parser, self._limits = message_parser, limits
+    def __init__(self, message_parser: MessageParser | None, limits: InputLimits, join: Join | None = None) -> None:
+        self._parser, self._limits, self._join = message_parser, limits, join
         self.messages = self.poison = self.empty = self.rejected = 0
 
     def read(self, message: Message) -> Mapping[str, Any]:
@@ -88,7 +89,7 @@ class Reader:
                 parsed.rejected,
                 "; ".join(parsed.rejected_places),
             )
-        return ModuleInputs(message.topic, parsed.stations, message.timestamp_ms)
+        return ModuleInputs(message.topic, parsed.stations, message.timestamp_ms, self._join)
 
 
 @trio.lowlevel.disable_ki_protection  # it is the user's code; see interruptible()

@@ -15,6 +15,7 @@ from ._aio import service_loop
 from ._blame import lone_errors_bare
 from ._context import batch_context
 from ._errors import Closed, PoisonMessage
+from ._join import Context
 from ._letters import DeadLetterLimit, check_verdicts
 from ._observer import Observers
 from ._reader import Reader
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from ._aggregator import BatchTimeout
     from ._calls import StationTimeout
     from ._goals import Quorum
+    from ._join import Latest
     from ._kafka import Kafka, KafkaStatistics, Record
     from ._lanes import LaneName
     from ._observer import LogLanguage, Observer
@@ -59,6 +61,8 @@ class ServiceStatistics(AggregatorStatistics):
     """Messages without a station; they open no batch."""
     rejected_elements: int
     """Elements of otherwise good messages that have no usable station id."""
+    context_messages: int
+    """Read from the context topics."""
     over_sla: int
     """Messages whose ``sla_seconds`` were over when they came."""
     loop_stalls: int
@@ -85,6 +89,9 @@ class AsyncDataAnalysisService:
         letter too, although its list goes up.
       dead_letter_limit: When there are so many dead letters that the service had better stop; None is never.
       input_limits: How much one message may ask for before it is poison.
+      context_topics: Topic -> :class:`Latest` or :class:`Window`: what these say of a station, or of none, is joined
+        into its ``module_input``.  They are read from the beginning when the service starts, before the first batch.
+      require_topics: Those of the *context_topics* without which a station is ``skipped``.
       message_parser: ``message_parser(topic, value) -> {station_id: anything}``, instead of the shapes that are known
         by default.  What it raises makes the message poison.
       kafka: Security, start offset and limits of the connection.
@@ -130,6 +137,8 @@ class AsyncDataAnalysisService:
         dead_letter_stations: Iterable[str] = (),
         dead_letter_limit: DeadLetterLimit | None = DeadLetterLimit(),  # noqa: B008 - frozen
         input_limits: InputLimits = InputLimits(),  # noqa: B008 - frozen
+        context_topics: Mapping[str, Latest] | None = None,
+        require_topics: Sequence[str] = (),
         message_parser: MessageParser | None = None,
         kafka: KafkaSettings | None = None,
         upload_order: Literal["any", "partition"] = "any",
@@ -197,7 +206,12 @@ class AsyncDataAnalysisService:
             raise ValueError("include_ledger=True is about the messages in the result_topic: give one")
         self._result_topic, self._include_ledger = result_topic, include_ledger
         self._sla = Sla(sla_seconds, sla_policy, min_budget)
-        self._reader = Reader(message_parser, input_limits)
+        self._context = Context(context_topics or {}, require_topics, input_limits)
+        if self._context and message_parser is not None:
+            raise ValueError("context_topics= are joined into the module_input, which a message_parser= replaces")
+        if reserved := RESERVED_KEYS.union(self._topics).intersection(self._context.kinds):
+            raise ValueError(f"context_topics={sorted(reserved)}: the module_input has these keys already")
+        self._reader = Reader(message_parser, input_limits, self._context.join if self._context else None)
         self._letters = (dead_letter_topic, verdicts, dead_letter_limit)
         # In transactions the lists of a partition have the order of its messages anyway.
         self._in_order = upload_order == "partition" and not self._exactly_once
@@ -365,6 +379,7 @@ class AsyncDataAnalysisService:
             dead_letters=0 if self._outputs is None else self._outputs.letters,
             empty=self._reader.empty,
             rejected_elements=self._reader.rejected,
+            context_messages=self._context.messages,
             over_sla=self._sla.missed,
             loop_stalls=self._watchdog.blocked,
             kafka=None if self._kafka is None else self._kafka.statistics(),
@@ -411,6 +426,7 @@ class AsyncDataAnalysisService:
                         room=lambda: max(0, aggregator.room - outputs.burying),
                         dropped=self._drop,
                         observer=self._observer,
+                        context=self._context,
                         **self._connection,
                     ) as kafka,
                     aggregator,
@@ -481,6 +497,7 @@ class AsyncDataAnalysisService:
             order=record.claim if self._in_order else None,
             when_done=when_done,
             still_wanted=lambda: record.claim.live,
+            skipped=self._context.lacking(stations) if self._context else {},
             budget=lambda timeout: self._sla.budget(timeout, timestamp, time.time()),
             topic=record.topic,
             partition=record.partition,

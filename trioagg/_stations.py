@@ -16,7 +16,7 @@ The rules of a message, as JSON (UTF-8, without a byte order mark):
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import NoneType
@@ -157,13 +157,20 @@ class ModuleInputs(Mapping[str, dict[str, Any]]):
     """The stations of one message.  What a station's callback gets is made when it is asked for, each time anew: made
     beforehand, the inputs of all batches in flight are most of what the garbage collector has to look at."""
 
-    __slots__ = ("_records", "_timestamp_ms", "_topic")
+    __slots__ = ("_join", "_records", "_timestamp_ms", "_topic")
 
-    def __init__(self, topic: str, records: dict[str, list[dict[str, Any]]], timestamp_ms: int | None) -> None:
-        self._topic, self._records, self._timestamp_ms = topic, records, timestamp_ms
+    def __init__(
+        self,
+        topic: str,
+        records: dict[str, list[dict[str, Any]]],
+        timestamp_ms: int | None,
+        join: Callable[[str, dict[str, Any]], dict[str, Any]] | None = None,
+    ) -> None:
+        self._topic, self._records, self._timestamp_ms, self._join = topic, records, timestamp_ms, join
 
     def __getitem__(self, station_id: str) -> dict[str, Any]:
-        return module_input(station_id, self._topic, self._records[station_id], self._timestamp_ms)
+        given = module_input(station_id, self._topic, self._records[station_id], self._timestamp_ms)
+        return given if self._join is None else self._join(station_id, given)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._records)
@@ -180,7 +187,10 @@ class _Inputs(ItemsView[str, dict[str, Any]]):
 
     def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
         # The inherited one looks every station up.
-        topic, timestamp_ms = self._mapping._topic, self._mapping._timestamp_ms
+        topic, timestamp_ms, join = self._mapping._topic, self._mapping._timestamp_ms, self._mapping._join
+        if join is not None:
+            yield from ((station_id, self._mapping[station_id]) for station_id in self._mapping)
+            return
         for station_id, records in self._mapping._records.items():
             yield station_id, module_input(station_id, topic, records, timestamp_ms)
 

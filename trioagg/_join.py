@@ -1,0 +1,206 @@
+"""What other topics say about a station, joined into what its callback gets.  No Trio, no clock, no I/O."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ._errors import PoisonMessage
+from ._stations import parse_message
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from ._settings import InputLimits
+
+logger = logging.getLogger("trioagg")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latest:
+    """Keep the latest record of every station, and the latest one that is about no station, which holds for all.
+
+    Raises:
+      ValueError: when made, if a value is out of its range.
+    """
+
+    since_seconds: float | None = None
+    """At the start, read only what is younger than that; None is everything that the topic holds."""
+    max_stations: int = 100_000
+    """Beyond, the station that nothing was heard of for the longest time is forgotten, with a warning."""
+    max_bytes: int = 256 * 1024 * 1024
+    """Of the messages that the records came in, each with an equal share of its message."""
+
+    def __post_init__(self) -> None:
+        if self.since_seconds is not None and not self.since_seconds > 0:
+            raise ValueError(f"since_seconds={self.since_seconds!r}: it must be more than 0 seconds, or None")
+        for name in ("max_stations", "max_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)!r}: it must be 1 or more")
+
+    @property
+    def records(self) -> int:
+        """How many records of a station are kept."""
+        return 1
+
+
+@dataclass(frozen=True, slots=True)
+class Window(Latest):
+    """Keep so many latest records of every station, oldest first, and as many that are about no station."""
+
+    count: int = 24
+
+    def __post_init__(self) -> None:
+        Latest.__post_init__(self)
+        if self.count < 1:
+            raise ValueError(f"count={self.count!r}: a window holds 1 or more records")
+
+    @property
+    def records(self) -> int:
+        """How many records of a station are kept."""
+        return self.count
+
+
+@dataclass(slots=True)
+class _Kept:
+    record: dict[str, Any]
+    timestamp_ms: int | None
+    size: int
+    key: bytes | None
+
+
+class _Topic:
+    """What is kept of one topic."""
+
+    def __init__(self, name: str, kind: Latest) -> None:
+        self.name, self.kind = name, kind
+        self.stations: OrderedDict[str, deque[_Kept]] = OrderedDict()
+        self.everybody: deque[_Kept] = deque()
+        self.bytes = self.forgotten = 0
+
+    def add(self, station_id: str | None, kept: _Kept) -> None:
+        if station_id is None:
+            records = self.everybody
+        else:
+            records = self.stations.setdefault(station_id, deque())
+            self.stations.move_to_end(station_id)
+        records.append(kept)
+        self.bytes += kept.size
+        if len(records) > self.kind.records:
+            self.bytes -= records.popleft().size
+        while len(self.stations) > 1 and (
+            len(self.stations) > self.kind.max_stations or self.bytes > self.kind.max_bytes
+        ):
+            self.forget(next(iter(self.stations)))
+            if not self.forgotten:
+                logger.warning(
+                    "context topic %s holds more than max_stations=%d or max_bytes=%d: stations are forgotten, those "
+                    "first that nothing was heard of for the longest time",
+                    *(self.name, self.kind.max_stations, self.kind.max_bytes),
+                )
+            self.forgotten += 1
+
+    def forget(self, station_id: str) -> None:
+        for kept in self.stations.pop(station_id, ()):
+            self.bytes -= kept.size
+
+    def forget_key(self, key: bytes) -> None:
+        """A tombstone: whoever has this name, and what came under this key."""
+        self.forget(key.decode(errors="replace"))
+        for kept in [kept for kept in self.everybody if kept.key == key]:
+            self.everybody.remove(kept)
+            self.bytes -= kept.size
+
+    def of(self, station_id: str) -> deque[_Kept]:
+        return self.stations.get(station_id) or self.everybody
+
+
+class Context:
+    """The latest records of all context topics.
+
+    Args:
+      kinds: What is kept of each topic.
+      required: Topics without which a station is not run.
+
+    Raises:
+      ValueError: if one that is required is none of them.
+    """
+
+    def __init__(self, kinds: Mapping[str, Latest], required: Collection[str], limits: InputLimits) -> None:
+        if isinstance(required, str):
+            raise ValueError(f"require_topics must be several names, not one string: use [{required!r}]")
+        if strange := set(required).difference(kinds):
+            raise ValueError(f"require_topics={sorted(strange)}: they are none of the context_topics")
+        for name, kind in kinds.items():
+            if not isinstance(kind, Latest):
+                raise ValueError(f"context_topics[{name!r}]={kind!r}: use Latest() or Window(24)")
+        self._topics = {name: _Topic(name, kind) for name, kind in kinds.items()}
+        self._required, self._limits = tuple(required), limits
+        self.messages = self.poison = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._topics)
+
+    @property
+    def kinds(self) -> dict[str, Latest]:
+        """What is kept of each topic."""
+        return {name: topic.kind for name, topic in self._topics.items()}
+
+    @property
+    def stations(self) -> int:
+        """Stations that something is known of."""
+        return sum(len(topic.stations) for topic in self._topics.values())
+
+    def update(self, topic: str, key: bytes | None, value: bytes | None, timestamp_ms: int | None) -> None:
+        """Something was said."""
+        self.messages += 1
+        kept = self._topics[topic]
+        try:
+            parsed = parse_message(value, self._limits)
+        except PoisonMessage as error:
+            self.poison += 1
+            logger.warning("a message of context topic %s is poison and is passed over: %s", topic, error.reason)
+            return
+        if parsed.tombstone:
+            if key is not None:
+                kept.forget_key(key)
+            return
+        count = sum(map(len, parsed.stations.values())) + len(parsed.global_records)
+        size = len(value or b"") // max(1, count)
+        for station_id, records in parsed.stations.items():
+            for record in records:
+                kept.add(station_id, _Kept(record, timestamp_ms, size, key))
+        for record in parsed.global_records:
+            kept.add(None, _Kept(record, timestamp_ms, size, key))
+
+    def join(self, station_id: str, given: dict[str, Any]) -> dict[str, Any]:
+        """Add what is known of a station to what its callback gets.  The records are copies, one level deep."""
+        quality = given["_data_quality"]
+        newest = quality["last_update"]
+        for name, topic in self._topics.items():
+            found = topic.of(station_id)
+            if not found:
+                quality["missing_topics"].append(name)
+                continue
+            given[name] = [dict(kept.record) for kept in found]
+            quality["available_topics"].append(name)
+            stamps = [kept.timestamp_ms for kept in found if kept.timestamp_ms is not None]
+            if stamps and (newest is None or max(stamps) / 1000 > newest):
+                newest = max(stamps) / 1000
+        available = len(quality["available_topics"])
+        total = available + len(quality["missing_topics"])
+        quality |= {"total_topics": total, "availability_ratio": available / total, "last_update": newest}
+        return given
+
+    def lacking(self, stations: Collection[str]) -> dict[str, str]:
+        """Those of *stations* that are not to be run, each with the reason."""
+        if not self._required:
+            return {}
+        found = {}
+        for station_id in stations:
+            missing = [name for name in self._required if not self._topics[name].of(station_id)]
+            if missing:
+                found[station_id] = f"nothing is known of it from {', '.join(missing)}"
+        return found
