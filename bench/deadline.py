@@ -224,7 +224,7 @@ def main(numbers: Sequence[int], *, facts: dict[str, Any], quick: bool, as_json:
     blocking_rounds = 3 if quick else 10
     steps = sum(plan.rounds for plan in plans) + blocking_rounds
     rounds: dict[tuple[int, _Variant], list[_Round]] = {}
-    with _warnings_thrown_away(), Progress(steps) as progress:
+    with warnings_thrown_away(), Progress(steps) as progress:
         for plan in plans:
             gc.collect()  # nobody pays for what another one has left lying about
             rounds.setdefault((plan.batches, plan.variant), []).extend(_carry_out(plan, progress))
@@ -375,7 +375,7 @@ def _print_blocking(cases: Sequence[dict[str, Any]]) -> None:
 
 
 @contextmanager
-def _warnings_thrown_away() -> Iterator[None]:
+def warnings_thrown_away() -> Iterator[None]:
     """Every batch that times out is a warning: it is made, as in production, and written nowhere."""
     log, nowhere = logging.getLogger("trioagg"), logging.NullHandler()
     propagated = log.propagate

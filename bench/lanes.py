@@ -20,6 +20,7 @@ import trio
 
 from trioagg import BatchResultAggregator, Retry
 
+from .deadline import warnings_thrown_away
 from .figures import Progress, console, percentile, print_lines, print_table
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ async def _deadlines(value: str, rounds: int, progress: Progress) -> list[dict[s
 def main(*, facts: dict[str, Any], quick: bool, as_json: bool, seed: int) -> list[dict[str, Any]]:
     """Measure, print, and return the cases."""
     rounds = 2 if quick else 20
-    with Progress((3 if quick else 15) * len(CASES) + 2 * rounds) as progress:
+    with warnings_thrown_away(), Progress((3 if quick else 15) * len(CASES) + 2 * rounds) as progress:
         cases = _costs(quick=quick, seed=seed, progress=progress)
         hard = [_deadline_case(value, trio.run(_deadlines, value, rounds, progress)) for value in ("spins", "crashes")]
     if as_json:

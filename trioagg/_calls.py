@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from ._collector import BatchCollector
     from ._lanes import LaneName
+    from ._records import Places
     from ._retry import Retry
 
     StationCallback = Callable[[str, Any], Awaitable[object]]
@@ -101,7 +102,7 @@ class Calls:
         """Stations of one batch that run at once: *most*, or what the lane has room for."""
         return most if self.lane is None else int(min(most, self.lane.at_once))
 
-    def where(self, task: trio.lowlevel.Task) -> tuple[str, ...]:
+    def where(self, task: trio.lowlevel.Task) -> Places:
         """Where the station is that *task* serves."""
         return task_stack(task) if self.lane is None else self.lane.where(task)
 

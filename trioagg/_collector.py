@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, ValuesView
     from types import TracebackType
 
+    from ._records import Places
+
 _ACCEPTED = Answer.ACCEPTED  # looked up once: an enum's attribute costs as much as the rest of an answer
 
 
@@ -144,7 +146,7 @@ class BatchCollector:
         *,
         seconds: float | None = None,
         timeout_seconds: float | None = None,
-        stuck: Mapping[str, tuple[str, ...]] | None = None,
+        stuck: Mapping[str, Places] | None = None,
     ) -> BatchReport:
         """End the batch and fix its report.  A batch that is closed already keeps the report that it has.
 
@@ -286,7 +288,7 @@ class _Ledger(Mapping[str, StationOutcome]):
         seconds: float | None,
         missing: Verdict,
         attempts: Mapping[str, int],
-        stuck: Mapping[str, tuple[str, ...]],
+        stuck: Mapping[str, Places],
     ) -> None:
         self._expected = expected
         self._facts = starts, runs, others, seconds, missing, attempts, stuck

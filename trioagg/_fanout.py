@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ._calls import StationCallback, StationTimeout
     from ._goals import Quorum
     from ._lanes import LaneName
+    from ._records import Places
     from ._retry import Retry
 
 T = TypeVar("T")
@@ -103,7 +104,7 @@ class Batch:
         self.context = context
         self.when_closed: Callable[[Batch], None] = lambda batch: None
         """Called with the batch when it has ended; for whoever holds on to it until then."""
-        self.where_stuck: Callable[[], dict[str, tuple[str, ...]]] = dict
+        self.where_stuck: Callable[[], dict[str, Places]] = dict
         """Asked when it ends, where stations wait that have not answered."""
         token = batch_context.set(context)
         self.variables = copy_context()
@@ -212,10 +213,10 @@ class Reaper:
         """The same, of batches that were cancelled from above: that is no fault of their stations."""
         self._samples = Samples()
 
-    def stacks(self, nursery: trio.Nursery, calls: Calls) -> dict[str, tuple[str, ...]]:
+    def stacks(self, nursery: trio.Nursery, calls: Calls) -> dict[str, Places]:
         """Where some of the stations in *nursery* are."""
         room = self._samples.take(trio.current_time())
-        found: dict[str, tuple[str, ...]] = {}
+        found: dict[str, Places] = {}
         for task in nursery.child_tasks:
             if len(found) == room:
                 break

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from ._records import in_words
 from ._stuck import task_stack
 
 if TYPE_CHECKING:
@@ -93,6 +94,6 @@ def describe_stragglers(unreaped: Mapping[Batch, trio.Nursery], *, most: int) ->
         for task in nursery.child_tasks:
             if len(lines) == most:
                 return [*lines, "..."]
-            where = " <- ".join(task_stack(task))
+            where = " <- ".join(in_words(task_stack(task)))
             lines.append(f"station {task.name} of batch {batch.batch_id} at {where}")
     return lines

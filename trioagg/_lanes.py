@@ -27,6 +27,8 @@ from ._stuck import task_stack, thread_stack
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from ._records import Places
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -49,7 +51,7 @@ class Lane(Protocol):
     def open(self) -> AbstractAsyncContextManager[None]:
         """What the lane needs for its life."""
 
-    def where(self, task: trio.lowlevel.Task) -> tuple[str, ...]:
+    def where(self, task: trio.lowlevel.Task) -> Places:
         """Where the station is that *task* waits for, innermost first."""
 
 
@@ -107,7 +109,7 @@ class Inline:
     def open(self) -> AbstractAsyncContextManager[None]:
         return nullcontext()
 
-    def where(self, task: trio.lowlevel.Task) -> tuple[str, ...]:
+    def where(self, task: trio.lowlevel.Task) -> Places:
         return task_stack(task)
 
 
@@ -137,7 +139,7 @@ class Threads:
     def open(self) -> AbstractAsyncContextManager[None]:
         return nullcontext()
 
-    def where(self, task: trio.lowlevel.Task) -> tuple[str, ...]:
+    def where(self, task: trio.lowlevel.Task) -> Places:
         call = self._calls.get(task)
         return ("waits for a thread: all are busy",) if call is None else thread_stack(call.ident)
 

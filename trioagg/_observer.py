@@ -231,7 +231,7 @@ class Log(Observer):
 
         if report.completed_by == "timeout" and logger.isEnabledFor(logging.DEBUG):
             for station_id, outcome in report.stations.items():
-                if outcome.stuck_at:
+                if outcome.places:
                     fields = {"batch_id": report.batch_id, "station_id": station_id, "expected": report.expected}
                     where = " <- ".join(outcome.stuck_at)
                     logger.debug(self._lines["stuck"], report.batch_id, printable(station_id), where, extra=fields)

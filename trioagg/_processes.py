@@ -15,6 +15,8 @@ from ._errors import WorkerDied
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from ._records import Places
+
 _GRACE_SECONDS: Final = 1.0
 
 
@@ -66,7 +68,7 @@ class Processes:
             yield
             nursery.cancel_scope.cancel()
 
-    def where(self, task: trio.lowlevel.Task) -> tuple[str, ...]:
+    def where(self, task: trio.lowlevel.Task) -> Places:
         return ("in a worker process, whose stack is not to be had",)
 
     @trio.lowlevel.enable_ki_protection

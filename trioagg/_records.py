@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from types import CodeType
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -16,6 +17,17 @@ if TYPE_CHECKING:
 
 
 _MOST_ERROR_TEXT: Final = 200
+
+Places = tuple[tuple[CodeType, int] | str, ...]
+"""Of a stack: code and line, or what else there is to say."""
+
+
+def in_words(places: Places) -> tuple[str, ...]:
+    """A stack, for people."""
+    return tuple(
+        place if isinstance(place, str) else f"{place[0].co_filename}:{place[1]} in {place[0].co_qualname}"
+        for place in places
+    )
 
 
 class Verdict(StrEnum):
@@ -78,9 +90,16 @@ class StationOutcome(msgspec.Struct, frozen=True):
     None for every other verdict."""
     attempts: int = 1
     """How often it was tried; 0 if it never started."""
-    stuck_at: tuple[str, ...] = ()
-    """Where it waited when the batch ended without it, innermost first: ``"file:line in function"``.  A sample: of 20
-    stations of a batch at most, and of fewer where many batches end at once."""
+    places: Places = ()
+    """What :attr:`stuck_at` is made of."""
+
+    @property
+    def stuck_at(self) -> tuple[str, ...]:
+        """Where it waited when the batch ended without it, innermost first: ``"file:line in function"``.
+
+        A sample: of 20 stations of a batch at most, and of fewer where many batches end at once.
+        """
+        return in_words(self.places)
 
     def to_dict(self) -> dict[str, Any]:
         """In plain types that JSON has; what says nothing is left out."""
@@ -95,7 +114,7 @@ class StationOutcome(msgspec.Struct, frozen=True):
             told["error"] = f"{type(self.error).__name__}: {text}"
         if self.attempts > 1:
             told["attempts"] = self.attempts
-        if self.stuck_at:
+        if self.places:
             told["stuck_at"] = [printable(place) for place in self.stuck_at]
         return told
 

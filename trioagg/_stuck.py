@@ -1,4 +1,4 @@
-"""Where does a station wait?  The stack of its task or thread, in a few words, innermost first."""
+"""Where does a station wait?  The stack of its task or thread, innermost first; in words only when somebody asks."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from types import FrameType
+    from types import CodeType, FrameType
 
     import trio
 
+    from ._records import Places
+
 _FRAMES: Final = 4
+_OURS: Final = ("trio.", "trioagg.", "threading", "outcome.")
 _MOST_OF_A_BATCH: Final = 20
 _MOST_AT_ONCE: Final = 200
 _PER_SECOND: Final = 1000.0
@@ -39,28 +41,27 @@ class Samples:
         self._left += room
 
 
-def task_stack(task: trio.lowlevel.Task) -> tuple[str, ...]:
+def task_stack(task: trio.lowlevel.Task) -> Places:
     """Where a task of Trio's waits; without the frames of Trio and of ours."""
-    return _in_words([frame for frame, _ in task.iter_await_frames()])
+    return _theirs([frame for frame, _ in task.iter_await_frames()])
 
 
-def thread_stack(ident: int | None) -> tuple[str, ...]:
+def thread_stack(ident: int | None) -> Places:
     """Where a thread is at this moment; empty if it has ended."""
     frame = None if ident is None else sys._current_frames().get(ident)
     frames: list[FrameType] = []
     while frame is not None:
         frames.append(frame)
         frame = frame.f_back
-    return _in_words(frames[::-1])
+    return _theirs(frames[::-1])
 
 
-def _in_words(frames: Iterable[FrameType]) -> tuple[str, ...]:
-    theirs = [
-        frame
-        for frame in frames
-        if not frame.f_globals.get("__name__", "").startswith(("trio.", "trioagg.", "threading", "outcome."))
-    ]
-    return tuple(
-        f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_qualname}"
-        for frame in theirs[: -_FRAMES - 1 : -1]
-    )
+def _theirs(frames: list[FrameType]) -> Places:
+    # Code and line, and not the frames, which would keep all that a station holds.
+    found: list[tuple[CodeType, int] | str] = []
+    for frame in reversed(frames):
+        if not frame.f_globals.get("__name__", "").startswith(_OURS):
+            found.append((frame.f_code, frame.f_lineno))
+            if len(found) == _FRAMES:
+                break
+    return tuple(found)
