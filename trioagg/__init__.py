@@ -9,7 +9,7 @@ The floors; imports go downward only:
     4  _intake _deadlines _aio                       the bound of batches and their deadlines; the asyncio loop
     5  _aggregator                                   many batches
     6  _kafka*                                       source, sink, commits, rebalance, transactions
-    7  _outputs _service                             AsyncDataAnalysisService
+    7  _outputs _service _replay                             AsyncDataAnalysisService
     8  _mock_broker _demo cli __main__               the command line
 """
 
@@ -41,6 +41,7 @@ from ._join import Latest, Window
 from ._letters import DeadLetterLimit
 from ._observer import Observer
 from ._records import Answer, BatchReport, CompletedBy, StationOutcome, Verdict
+from ._replay import Replayed, replay
 from ._retry import Retry, exponential_backoff
 from ._service import AsyncDataAnalysisService, ServiceStatistics
 from ._settings import InputLimits, KafkaSettings
@@ -70,6 +71,7 @@ __all__ = [
     "Observer",
     "PoisonMessage",
     "Progress",
+    "Replayed",
     "Retry",
     "ServiceStatistics",
     "Sink",
@@ -88,5 +90,6 @@ __all__ = [
     "asyncio_callback",
     "current_batch",
     "exponential_backoff",
+    "replay",
     "run_batch",
 ]

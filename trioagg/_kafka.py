@@ -155,6 +155,21 @@ class Kafka:
             await self._bridge.ended.wait()
         await trio.lowlevel.checkpoint()
 
+    async def ends(self) -> dict[tuple[str, int], int]:
+        """Where the partitions of the topics end now."""
+        ends: dict[tuple[str, int], int] = await self._bridge.loop.run_aio_coroutine(self._source.ends_aio())
+        return ends
+
+    def has_read(self, ends: Mapping[tuple[str, int], int]) -> bool:
+        """Whether everything of ours was handed out, up to these offsets."""
+        group = self._source.group
+        return not group.rebalancing and all(
+            not claim.starting
+            and claim.position is not None
+            and claim.position >= ends.get((claim.topic, claim.partition), 0)
+            for claim in group.claims.values()
+        )
+
     def statistics(self) -> KafkaStatistics:
         """A frozen snapshot; nothing is asked of the network."""
         source, group = self._source, self._source.group

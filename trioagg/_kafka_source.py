@@ -72,7 +72,9 @@ class Source:
     ) -> None:
         self._address, self._absence, self._observer, self._room = address, absence, observer, room
         self._topics = list(partitions)
-        known_at_start = {(topic, number) for topic, numbers in partitions.items() for number in numbers}
+        known_at_start = self._known_at_start = {
+            (topic, number) for topic, numbers in partitions.items() for number in numbers
+        }
         self._partitions_at_start = max(1, len(known_at_start))
         self._max_uncommitted = max_uncommitted
         self._rebalance_seconds = revoke_timeout + REVOKE_RESERVE_SECONDS
@@ -214,6 +216,12 @@ class Source:
     def client(self) -> Any:
         """What is to be abandoned if it does not end."""
         return getattr(self._consumer, "_client", None)
+
+    async def ends_aio(self) -> dict[tuple[str, int], int]:
+        """Where the partitions of the topics end now."""
+        partitions = [aiokafka.TopicPartition(topic, number) for topic, number in self._known_at_start]
+        found = await self._consumer.end_offsets(partitions)
+        return {(partition.topic, partition.partition): end for partition, end in found.items()}
 
     async def _look_around_aio(self) -> None:
         loop = asyncio.get_running_loop()

@@ -114,7 +114,7 @@ class Processes:
             if await worker.run_sync(_know, self._function) is not None:
                 workers._worker_cache.append(worker)
         except self._library.BrokenWorkerError:
-            return  # the first station will say it
+            return  # noqa: ASYNC910 - it has waited; the first station will say it
         except trio.Cancelled:
             if worker.proc.pid is not None:
                 worker.kill()
