@@ -213,14 +213,15 @@ class Reaper:
         """The same, of batches that were cancelled from above: that is no fault of their stations."""
         self._samples = Samples()
 
-    def stacks(self, nursery: trio.Nursery, calls: Calls) -> dict[str, Places]:
-        """Where some of the stations in *nursery* are."""
+    def stacks(self, nursery: trio.Nursery, calls: Calls, collector: BatchCollector) -> dict[str, Places]:
+        """Where some of the stations in *nursery* are that have not answered."""
         room = self._samples.take(trio.current_time())
         found: dict[str, Places] = {}
         for task in nursery.child_tasks:
             if len(found) == room:
                 break
-            if task.name != _SERVER and (stack := calls.where(task)):
+            # A server may have given way with the name of a station that has answered.
+            if task.name != _SERVER and not collector.has_heard((task.name,)) and (stack := calls.where(task)):
                 found[task.name] = stack
         self._samples.give_back(room - len(found))
         return found
@@ -361,7 +362,7 @@ async def serve(
                     batch._observer.started(batch.batch_id)
                     call = calls.of(batch.deadline, batch._collector)
                     servers = _Servers(batch, inputs, call, calls.at_once(max_running_stations), nursery)
-                    batch.where_stuck = partial(reaper.stacks, nursery, calls)
+                    batch.where_stuck = partial(reaper.stacks, nursery, calls, batch._collector)
                     servers.start()
                 await wait_ended(batch)
             except trio.Cancelled:
