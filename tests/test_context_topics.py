@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from broker import Kafka, create_topic, produce, read_all, unique
+from broker import Kafka, create_topic, delete_topic, produce, read_all, unique
+from confluent_kafka.admin import AdminClient, NewPartitions
 from hypothesis import given
 from hypothesis import strategies as st
 from load import QUICK, Load, until
 
-from trioagg import AsyncDataAnalysisService, InputLimits, Latest, Window
+from trioagg import AsyncDataAnalysisService, InputLimits, Latest, TopicUnavailable, Window, _kafka_context
 from trioagg._join import Context
 from trioagg._stations import ModuleInputs, module_input
 
@@ -91,9 +92,11 @@ def test_another_modules_list_is_understood() -> None:
 
 def test_a_tombstone_deletes() -> None:
     known = context(param=Latest())
-    say(known, "param", {"stationId": "S1"}, key=b"S1")
+    say(known, "param", {"stationId": "S1"}, key=b"anything")
     say(known, "param", {"calendar": "x"}, key=b"calendar")
     known.update("param", b"S1", None, 2000)
+    assert joined(known, "S1")["param"] == [{"stationId": "S1"}]
+    known.update("param", b"anything", None, 2000)
     assert joined(known, "S1")["param"] == [{"calendar": "x"}]
     known.update("param", b"calendar", None, 2000)
     known.update("param", None, None, 2000)
@@ -102,9 +105,12 @@ def test_a_tombstone_deletes() -> None:
 
 def test_what_a_callback_does_to_a_record_is_its_own() -> None:
     known = context(param=Latest())
-    say(known, "param", {"stationId": "S1"})
-    joined(known, "S1")["param"][0]["stationId"] = "changed"
-    assert joined(known, "S1")["param"] == [{"stationId": "S1"}]
+    said = {"stationId": "S1", "prices": [1, {"night": 2}]}
+    say(known, "param", said)
+    taken = joined(known, "S1")["param"][0]
+    taken["stationId"] = "changed"
+    taken["prices"][1]["night"] = 99
+    assert joined(known, "S1")["param"] == [said]
 
 
 def test_poison_is_passed_over_and_counted(caplog: pytest.LogCaptureFixture) -> None:
@@ -135,13 +141,24 @@ def test_the_bytes_that_are_held_are_bounded_and_counted(
     (topic,) = known._topics.values()
     for station, size, deletes in messages:
         if deletes:
-            known.update("param", b"S%d" % station, None, 1)
+            known.update("param", b"key %d" % station, None, 1)
+        elif station == 0:
+            say(known, "param", {"x": "x" * size}, key=b"key 0")
         else:
-            say(known, "param", {"stationId": f"S{station}", "x": "x" * size})
+            # A key is that of several stations.
+            say(known, "param", {"stationId": f"S{station}", "x": "x" * size}, key=b"key %d" % (station % 7))
         held = sum(kept.size for records in topic.stations.values() for kept in records)
         assert topic.bytes == held
-        assert held <= most or len(topic.stations) == 1
-        assert all(len(records) <= count for records in topic.stations.values())
+        assert held <= most or sum(map(len, topic.stations.values())) == 1
+        assert topic.bytes_of_everybody == sum(kept.size for kept in topic.everybody)
+        assert topic.bytes_of_everybody <= most or len(topic.everybody) == 1
+        assert all(0 < len(records) <= count for records in topic.stations.values())
+        by_key = {
+            key: {name for name, records in topic.stations.items() if any(kept.key == key for kept in records)}
+            for key in topic._by_key
+        }
+        assert topic._by_key == by_key
+        assert all(by_key.values())
 
 
 def test_stations_that_lack_what_is_required_are_named_with_the_reason() -> None:
@@ -164,6 +181,9 @@ def test_inputs_are_joined_when_they_are_asked_for() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"context_topics": ["x"]}, "use a dict, like"),
+        ({"context_topics": {"": Latest()}}, "is no name of a topic"),
+        ({"context_topics": {"out": Latest()}, "result_topic": "out"}, "this service writes there itself"),
         ({"context_topics": {"x": 24}}, r"use Latest\(\) or Window\(24\)"),
         ({"context_topics": {"in": Latest()}}, "the module_input has these keys already"),
         ({"context_topics": {"_data_quality": Latest()}}, "the module_input has these keys already"),
@@ -182,6 +202,7 @@ def test_a_wrong_setting_is_found_where_it_is_typed(settings: dict[str, Any], me
     [
         (lambda: Window(0), "a window holds 1 or more records"),
         (lambda: Latest(since_seconds=0), "more than 0 seconds, or None"),
+        (lambda: Latest(since_seconds=float("inf")), "more than 0 seconds, or None"),
         (lambda: Window(2, max_bytes=0), "max_bytes=0: it must be 1 or more"),
         (lambda: Latest(max_stations=0), "max_stations=0: it must be 1 or more"),
     ],
@@ -315,3 +336,31 @@ async def test_two_services_are_chained_by_a_topic(kafka: Kafka) -> None:
             await until(lambda: three.statistics().uploaded == 1)
     (entry,) = [json.loads(result.value()) for result in read_all(kafka.bootstrap, third.results)]
     assert all(result["known"] == result["station_id"] for result in entry["results"])
+
+
+async def test_a_partition_that_is_added_is_read_too(kafka: Kafka, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_kafka_context, "_LOOK_SECONDS", 0.2)
+    param = create_topic(kafka.bootstrap, unique("param"), 1)
+    produce(kafka.bootstrap, param, [(b"S1", b'{"stationId": "S1"}', 0)])
+    load = Load(kafka.bootstrap)
+    service = load.service(context_topics={param: Latest()})
+    with trio.fail_after(60):
+        async with service.start(lambda station_id, given: None):
+            admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+            (made,) = admin.create_partitions([NewPartitions(param, 2)]).values()
+            await trio.to_thread.run_sync(made.result)
+            produce(kafka.bootstrap, param, [(b"S2", b'{"stationId": "S2"}', 1)])
+            await until(lambda: service.statistics().context_messages == 2)
+            produce(kafka.bootstrap, param, [(b"S3", b'{"stationId": "S3"}', 0)])
+            await until(lambda: service.statistics().context_messages == 3)
+
+
+async def test_a_context_topic_that_is_deleted_ends_the_service(kafka: Kafka, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_kafka_context, "_LOOK_SECONDS", 0.2)
+    param = create_topic(kafka.bootstrap, unique("param"), 1)
+    load = Load(kafka.bootstrap)
+    service = load.service(context_topics={param: Latest()})
+    with trio.fail_after(60), pytest.raises(TopicUnavailable, match=param):
+        async with service.start(lambda station_id, given: None):
+            await trio.to_thread.run_sync(delete_topic, kafka.bootstrap, param)
+            await trio.sleep_forever()

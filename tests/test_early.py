@@ -62,6 +62,14 @@ async def test_a_quorum_may_be_a_function_of_the_progress(autojump_clock: MockCl
     assert seen == [(1, 0, 0, 1, 5), (2, 0, 1, 1, 5), (3, 1, 1, 1, 5), (4, 2, 1, 1, 5)]
 
 
+async def test_a_quorum_function_that_raises_is_no_quorum_and_is_told_of_once(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    report = await run_batch("b", {"A": 1, "B": 2, "C": 60}, after, quorum=lambda progress: 1 / 0)
+    assert (report.completed_by, report.succeeded) == ("timeout", 2)
+    assert caplog.text.count("the quorum function has raised, which counts as no quorum") == 1
+
+
 async def test_who_has_failed_is_no_part_of_a_quorum_and_who_has_no_output_is(autojump_clock: MockClock) -> None:
     stations = {"A": "fails 1", "B": "fails 2", "C": "none 3", "D": 4, "E": 5}
     report = await run_batch("b", stations, after, quorum=2)
@@ -108,7 +116,9 @@ async def test_a_station_may_say_itself_that_it_is_not_to_be_run(autojump_clock:
         ({"quorum": 80.0}, "a count is an int: 80"),
         ({"quorum": True}, "use a count, a fraction like 0.9, or a function"),
         ({"quorum": "most"}, "use a count, a fraction like 0.9, or a function"),
+        ({"quorum": after}, "quorum= must be a plain def"),
         ({"required": ["A"]}, "give quorum= too"),
+        ({"max_failures": 1.5}, "max_failures=1.5: it must be 0 or more"),
         ({"required": "A", "quorum": 1}, "several stations, not one string"),
         ({"max_failures": -1}, "max_failures=-1: it must be 0 or more"),
     ],

@@ -108,6 +108,23 @@ async def test_no_worker_outlives_its_block() -> None:
             await trio.sleep(0.01)
 
 
+def _starts_a_thread(station_id: str, value: object) -> dict:
+    threading.Thread(target=time.sleep, args=(3,)).start()
+    return {}
+
+
+async def test_a_worker_that_does_not_end_well_is_a_warning_and_costs_no_report(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    report = await run_batch("b", {"A": 1}, _starts_a_thread, lane="process", batch_timeout=20)
+    assert report.succeeded == 1
+    assert "worker processes did not end well" in caplog.text
+    with pytest.raises(KeyError, match="the body's"):
+        async with BatchResultAggregator(_starts_a_thread, lane="process", batch_timeout=20) as aggregator:
+            await aggregator.run("b", {"A": 1})
+            raise KeyError("the body's")
+
+
 async def test_a_worker_does_not_know_the_batch() -> None:
     report = await run_batch("b", {"A": 1}, functools.partial(_asks_for_the_batch), lane="process", batch_timeout=20)
     assert "no batch is being processed here" in str(report.stations["A"].error)

@@ -13,6 +13,7 @@ import trio
 from broker import Kafka, committed, produce, read_all
 from load import QUICK, DeadLoad, Load, double, until
 
+import trioagg
 from trioagg import Replayed, TopicUnavailable, replay
 
 if TYPE_CHECKING:
@@ -120,6 +121,65 @@ async def test_more_letters_than_may_be_in_flight_are_all_run(kafka: Kafka) -> N
         await letters.make(60)
         done = await letters.replay(slow, max_batches_in_flight=5)
     assert (done.batches, done.failed_again) == (60, 0)
+
+
+async def test_letters_that_are_slow_to_read_are_all_run(kafka: Kafka) -> None:
+    # Whatever waits to be read when the last one has come from Kafka.
+    load = Load(kafka.bootstrap)
+    load.send(60, stations=2000)
+
+    async def callback(station_id: str, given: dict) -> None:
+        return None
+
+    settings = {"bootstrap_servers": kafka.bootstrap, "kafka": QUICK, "group_id": f"{load.group}-replay"}
+    with trio.fail_after(100):
+        done = await replay(callback, load.topic, result_topic=load.results, **settings)
+    assert (done.letters, done.batches) == (60, 60)
+
+
+async def test_the_letters_of_other_partitions_stay_as_they_are(kafka: Kafka) -> None:
+    load = Load(kafka.bootstrap, 6)
+    settings = {
+        "bootstrap_servers": kafka.bootstrap,
+        # The service's own settings may be given: where it begins is no matter here.
+        "kafka": trioagg.KafkaSettings(session_timeout=6.0, heartbeat_interval=0.5, start_offset="latest"),
+        "group_id": f"{load.group}-replay",
+        "result_topic": load.results,
+    }
+    with trio.fail_after(100):
+        assert (await replay(double, load.topic, partition=0, **settings)).batches == 3
+        with pytest.raises(ValueError, match=r"partition=7: topic .* has 2"):
+            await replay(double, load.topic, partition=7, **settings)
+        assert (await replay(double, load.topic, **settings)).batches == 3
+
+
+async def test_a_letter_with_headers_that_cannot_be_read_costs_the_others_nothing(kafka: Kafka) -> None:
+    letters = Letters(kafka.bootstrap)
+    good = json.dumps([{"stationId": "S1", "number": 1}]).encode()
+    about = [("trioagg-topic", b"in"), ("trioagg-partition", b"0"), ("trioagg-offset", b"1")]
+    for wrong in ([*about[:2], ("trioagg-offset", b"x")], [*about, ("trioagg-reason", b"stations"), _STATIONS]):
+        produce(kafka.bootstrap, letters.dead, [(None, good, 0, wrong)])
+    produce(kafka.bootstrap, letters.dead, [(None, good, 0, about)])
+    with trio.fail_after(60):
+        done = await letters.replay(double)
+    assert (done.letters, done.unreadable, done.batches) == (3, 2, 1)
+
+
+_STATIONS = ("trioagg-stations", b'[["S1"]]')
+
+
+async def test_stations_without_an_answer_are_letters_again_whatever_the_reason(kafka: Kafka) -> None:
+    letters = Letters(kafka.bootstrap)
+
+    async def first_come(station_id: str, given: dict) -> dict:
+        await trio.sleep(0.5 if station_id == "S002" else 0)
+        return await double(station_id, given)
+
+    with trio.fail_after(100):
+        await letters.make(2)
+        done = await letters.replay(first_come, quorum=1)
+        assert (done.stations, done.failed_again) == (3, 1)
+        assert (await letters.replay(double)).stations == 1
 
 
 async def test_a_dry_run_says_what_would_be_done_and_does_nothing(kafka: Kafka) -> None:

@@ -11,7 +11,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trioagg import BatchResultAggregator, Retry, StationTimedOut, exponential_backoff, run_batch
+from trioagg import BatchResultAggregator, Retry, StationSkipped, StationTimedOut, exponential_backoff, run_batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,6 +102,39 @@ async def test_a_station_that_waits_for_its_next_try_is_timed_out_by_the_deadlin
     assert (report.stations["A"].verdict, report.stations["A"].attempts) == ("timed_out", 1)
 
 
+async def test_no_try_is_begun_after_the_end_of_its_batch(autojump_clock: MockClock) -> None:
+    began = []
+
+    async def callback(station_id: str, value: object) -> dict:
+        began.append(trio.current_time())
+        raise ValueError
+
+    async def slow_upload(batch_id: str, results_list: list) -> None:
+        await trio.sleep(1)  # stragglers are reaped a little later while lists wait
+
+    retry = Retry(attempts=100, backoff=0.1)
+    async with BatchResultAggregator(callback, slow_upload, max_uploads=1, retry_station=retry) as aggregator:
+        batches = [await aggregator.submit(f"{number}", {"A": 1}) for number in range(5)]
+        await trio.sleep(0.05)
+        for batch in batches:
+            batch.complete()
+    assert set(began) == {0}
+    assert {batch.report.stations["A"].attempts for batch in batches} == {1}
+
+
+async def test_a_station_that_is_skipped_is_not_tried_again(autojump_clock: MockClock) -> None:
+    callback, began = failing(9, error=StationSkipped("not today"))
+    report = await run_batch("b", {"A": 1}, callback, retry_station=Retry(backoff=0))
+    assert (report.skipped, report.stations["A"].attempts, len(began)) == (1, 1, 1)
+
+
+async def test_a_backoff_that_gives_no_seconds_is_named(autojump_clock: MockClock) -> None:
+    callback, _ = failing(9)
+    report = await run_batch("b", {"A": 1}, callback, retry_station=Retry(backoff=lambda attempt, chance: -1))
+    assert str(report.stations["A"].error) == "backoff gave -1, not seconds"
+    assert str(report.stations["A"].error.__context__) == "try 1"
+
+
 async def test_threads_are_tried_again_too() -> None:
     tries = []
 
@@ -139,6 +172,10 @@ def test_the_usual_backoff_grows_to_its_bound_and_not_beyond(attempt: int, chanc
     ("settings", "message"),
     [
         ({"attempts": 1}, "one try is no retry"),
+        ({"attempts": 2.5}, "one try is no retry"),
+        ({"on": ()}, "use exceptions, like"),
+        ({"on": failing(1)[0]}, "use exceptions, like"),
+        ({"backoff": failing(1)[0]}, "must be a plain def"),
         ({"backoff": -1}, "it must be 0 or more seconds"),
         ({"backoff": math.nan}, "it must be 0 or more seconds"),
         ({"on": BaseException}, "use exceptions, like"),
@@ -197,6 +234,24 @@ async def test_a_thread_that_takes_too_long_is_left_behind() -> None:
     assert report.seconds < 0.4
 
 
-async def test_a_station_timeout_that_makes_no_sense_is_said_so() -> None:
-    with pytest.raises(ValueError, match="station_timeout=0: it must be more than 0 seconds"):
-        BatchResultAggregator(sleeper, station_timeout=0)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"station_timeout": 0}, "station_timeout=0: it must be more than 0 seconds"),
+        ({"station_timeout": "1"}, "station_timeout='1': it must be more than 0 seconds"),
+        ({"station_timeout": sleeper}, "station_timeout= must be a plain def"),
+        ({"retry_station": 3}, r"retry_station=3: use Retry\(attempts=3\)"),
+        ({"retry_station": Retry}, "use Retry"),
+        ({"batch_timeout": sleeper}, "batch_timeout= must be a plain def"),
+        ({"max_threads": 1.5}, "max_threads=1.5: it must be 1 or more"),
+        ({"max_running_stations": math.inf}, "max_running_stations=inf"),
+    ],
+)
+async def test_a_setting_that_makes_no_sense_is_said_so(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BatchResultAggregator(sleeper, **settings)
+
+
+async def test_a_function_that_gives_no_time_for_a_station_is_named(autojump_clock: MockClock) -> None:
+    report = await run_batch("b", {"A": 1}, sleeper, station_timeout=lambda station_id: -1)
+    assert str(report.stations["A"].error) == "station_timeout gave -1 for station A, not seconds"

@@ -97,7 +97,12 @@ async def test_it_is_a_sample_of_a_large_batch(autojump_clock: MockClock) -> Non
 
 async def test_many_batches_that_end_at_once_are_looked_at_less_closely(autojump_clock: MockClock) -> None:
     reports: list[BatchReport] = []
-    async with BatchResultAggregator(mixed, report_handler=reports.append) as aggregator:
+
+    async def keep(report: BatchReport) -> None:
+        await trio.lowlevel.checkpoint()
+        reports.append(report)
+
+    async with BatchResultAggregator(mixed, report_handler=keep) as aggregator:
         for number in range(100):
             await aggregator.submit(f"{number}", {f"S{n}": "hangs" for n in range(30)})
     looked_at = [sum(bool(o.stuck_at) for o in report.stations.values()) for report in reports]

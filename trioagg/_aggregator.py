@@ -20,6 +20,7 @@ from ._fanout import DEFAULT_RUNNING_STATIONS, Batch, Reaper, as_it_is_now, chec
 from ._goals import Goal
 from ._intake import Intake, describe_stragglers
 from ._interrupts import interrupts_are_not_lost
+from ._lanes import is_async
 from ._observer import Log, LogLanguage, Observer, Observers
 from ._records import Answer, BatchReport, CompletedBy
 from ._statistics import AggregatorStatistics, Totals
@@ -126,6 +127,8 @@ class BatchResultAggregator(Generic[T]):
         observers: Iterable[Observer] = (),
         tune_gc: bool = False,
     ) -> None:
+        if callable(batch_timeout) and is_async(batch_timeout):
+            raise ValueError("batch_timeout= must be a plain def, for it only computes")
         check_limits(
             batch_timeout=0.0 if callable(batch_timeout) else batch_timeout, max_running_stations=max_running_stations
         )

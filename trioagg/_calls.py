@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from ._errors import StationTimedOut
-from ._lanes import Inline, Lane, Threads, check_lane, lane_for
+from ._errors import StationSkipped, StationTimedOut
+from ._lanes import Inline, Lane, Threads, check_lane, is_async, lane_for
 from ._processes import Processes
+from ._retry import Retry
 from ._stuck import task_stack
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from ._collector import BatchCollector
     from ._lanes import LaneName
     from ._records import Places
-    from ._retry import Retry
 
     StationCallback = Callable[[str, Any], Awaitable[object]]
     StationTimeout = float | Callable[[str], float | None]
@@ -38,7 +38,8 @@ class Calls:
       max_threads: For ``thread``: those that somebody waits for.
       max_abandoned_threads: For ``thread``: those that were left behind at a deadline.
       max_processes: For ``process``; None is one for every CPU.
-      station_timeout: Seconds for one try of one station; or a function of its id, where None is no limit.
+      station_timeout: Seconds for one try of one station, the wait for a thread or a worker included; or a function of
+        its id, where None is no limit.
       retry: When a station is tried again.
 
     Raises:
@@ -56,14 +57,18 @@ class Calls:
         station_timeout: StationTimeout | None = None,
         retry: Retry | None = None,
     ) -> None:
-        if station_timeout is not None and not callable(station_timeout) and not station_timeout > 0:
+        if station_timeout is not None and not callable(station_timeout) and not _is_some_time(station_timeout):
             raise ValueError(f"station_timeout={station_timeout!r}: it must be more than 0 seconds, or a function")
+        if callable(station_timeout) and is_async(station_timeout):
+            raise ValueError("station_timeout= must be a plain def: it is asked between two stations")
+        if retry is not None and not isinstance(retry, Retry):
+            raise ValueError(f"retry_station={retry!r}: use Retry(attempts=3)")
         for name, number in (
             ("max_threads", max_threads),
             ("max_abandoned_threads", max_abandoned_threads),
             ("max_processes", 1 if max_processes is None else max_processes),
         ):
-            if number < 1:
+            if not isinstance(number, int) or number < 1:
                 raise ValueError(f"{name}={number!r}: it must be 1 or more")
         check_lane(lane)
         self.lane: Lane | None = None
@@ -111,6 +116,8 @@ class Calls:
         seconds = timeout(station_id) if callable(timeout) else timeout
         if seconds is None:
             return await self._call(station_id, value)
+        if not _is_some_time(seconds):
+            raise ValueError(f"station_timeout gave {seconds!r} for station {station_id}, not seconds")
         with trio.move_on_after(seconds):
             return await self._call(station_id, value)
         raise StationTimedOut(station_id, seconds)
@@ -127,24 +134,35 @@ class Calls:
             shortest = min(shortest, now - began)
             seconds = retry.wait_seconds(attempt)
             # A try that cannot be over in time is not begun: it would turn a failure into a late one.
-            return None if attempt == retry.attempts or now + seconds + shortest >= deadline else seconds
+            return None if attempt >= retry.attempts or now + seconds + shortest >= deadline else seconds
 
-        while True:
-            began = trio.current_time()
-            try:
-                result = await self._once(station_id, value)
-            except retry.errors:
-                seconds = pause()
-                if seconds is None:
-                    raise
-            else:
-                seconds = pause() if retry.is_not_good(result) else None
-                if seconds is None:
-                    return result
-            await trio.sleep(seconds)
-            attempt += 1
-            if collector.report is None:
+        try:
+            while True:
+                began = trio.current_time()
+                try:
+                    result = await self._once(station_id, value)
+                except StationSkipped:
+                    raise  # that is an answer
+                except retry.errors:
+                    seconds = pause()
+                    if seconds is None:
+                        raise
+                else:
+                    seconds = pause() if retry.is_not_good(result) else None
+                    if seconds is None:
+                        return result
+                await trio.sleep(seconds)
+                if collector.report is not None or trio.current_time() >= deadline:
+                    await trio.sleep_forever()  # it has ended, or is about to, and cancels us
+                attempt += 1
                 collector.attempts[station_id] = attempt
+        finally:
+            # From 3.13 on, the frames of a kept error keep this one and what it knows: who keeps the error.
+            del self, collector, pause
+
+
+def _is_some_time(seconds: object) -> bool:
+    return isinstance(seconds, int | float) and seconds > 0
 
 
 async def _nobody(station_id: str, value: Any) -> None:

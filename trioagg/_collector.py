@@ -317,7 +317,8 @@ class _Ledger(Mapping[str, StationOutcome]):
                     continue
                 else:
                     verdict, ran = missing, None if started is None or seconds is None else seconds - started
-                tries, where = attempts.get(station_id, 1), stuck.get(station_id, ())
+                unstarted = verdict is Verdict.SKIPPED and starts is not None and started is None
+                tries, where = 0 if unstarted else attempts.get(station_id, 1), stuck.get(station_id, ())
                 outcomes[station_id] = StationOutcome(verdict, started, ran, error, tries, where)
         return self._outcomes
 

@@ -324,7 +324,7 @@ def check_limits(*, batch_timeout: object = 0.0, max_running_stations: int = 1) 
     """Raise ValueError for what no batch can be run with."""
     if not isinstance(batch_timeout, int | float) or not batch_timeout >= 0:
         raise ValueError(f"batch_timeout={batch_timeout!r}: it must be 0 or more seconds")
-    if max_running_stations < 1:
+    if not isinstance(max_running_stations, int) or max_running_stations < 1:
         raise ValueError(f"max_running_stations={max_running_stations!r}: it must be 1 or more")
 
 

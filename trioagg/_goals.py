@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
     from ._collector import BatchCollector
 
     Quorum = int | float | Callable[["Progress"], bool]
+
+
+logger = logging.getLogger("trioagg")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +44,7 @@ class Goal:
 
     Args:
       quorum: So many stations (an int), or so large a part of the expected ones (a float), that have answered without
-        failing; or ``quorum(progress) -> bool``.
+        failing; or ``quorum(progress) -> bool``, which must not raise.  A skipped station is expected all the same.
       required: Stations without whose answer, whatever it is, a quorum is none.  Those that a batch does not expect are
         not waited for.
       max_failures: More failed stations than this end the batch.
@@ -65,9 +70,14 @@ class Goal:
                 raise ValueError(
                     f"quorum={quorum!r}: a fraction is more than 0.0 and at most 1.0; a count is an int: {quorum:.0f}?"
                 )
-        if max_failures is not None and (isinstance(max_failures, bool) or max_failures < 0):
+        if quorum is not None and inspect.iscoroutinefunction(quorum):
+            raise ValueError("quorum= must be a plain def: it is asked after every answer")
+        if max_failures is not None and (
+            isinstance(max_failures, bool) or not isinstance(max_failures, int) or max_failures < 0
+        ):
             raise ValueError(f"max_failures={max_failures!r}: it must be 0 or more stations")
         self._quorum, self._max_failures = quorum, max_failures
+        self._told = False
 
     def __bool__(self) -> bool:
         return self._quorum is not None or self._max_failures is not None
@@ -86,18 +96,22 @@ class Goal:
         failed, skipped, succeeded = collector.failures, collector.skips, collector.successes
         good = done - failed - skipped
         if not callable(quorum):
-            return good >= (quorum if isinstance(quorum, int) else math.ceil(quorum * expected - _ROUNDING))
-        return bool(
-            quorum(
-                Progress(
-                    expected=expected,
-                    succeeded=succeeded,
-                    no_output=good - succeeded,
-                    failed=failed,
-                    skipped=skipped,
+            return good >= (quorum if isinstance(quorum, int) else max(1, math.ceil(quorum * expected - _ROUNDING)))
+        no_output = good - succeeded
+        try:
+            return bool(
+                quorum(
+                    Progress(
+                        expected=expected, succeeded=succeeded, no_output=no_output, failed=failed, skipped=skipped
+                    )
                 )
             )
-        )
+        except Exception:
+            # The batch goes on to its deadline, which is always right; ending the service would not be.
+            if not self._told:
+                self._told = True
+                logger.exception("the quorum function has raised, which counts as no quorum; said once")
+            return False
 
 
 _ROUNDING = 1e-9

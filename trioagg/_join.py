@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import OrderedDict, deque
+from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +14,7 @@ from ._errors import PoisonMessage
 from ._stations import parse_message
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection
 
     from ._settings import InputLimits
 
@@ -31,10 +34,11 @@ class Latest:
     max_stations: int = 100_000
     """Beyond, the station that nothing was heard of for the longest time is forgotten, with a warning."""
     max_bytes: int = 256 * 1024 * 1024
-    """Of the messages that the records came in, each with an equal share of its message."""
+    """Of the messages that the records came in, each with an equal share of its message; and as much again of those
+    that are about no station."""
 
     def __post_init__(self) -> None:
-        if self.since_seconds is not None and not self.since_seconds > 0:
+        if self.since_seconds is not None and not 0 < self.since_seconds < math.inf:
             raise ValueError(f"since_seconds={self.since_seconds!r}: it must be more than 0 seconds, or None")
         for name in ("max_stations", "max_bytes"):
             if getattr(self, name) < 1:
@@ -63,12 +67,18 @@ class Window(Latest):
         return self.count
 
 
-@dataclass(slots=True)
 class _Kept:
-    record: dict[str, Any]
-    timestamp_ms: int | None
-    size: int
-    key: bytes | None
+    """One record."""
+
+    __slots__ = ("_is_flat", "_record", "key", "size", "timestamp_ms")
+
+    def __init__(self, record: dict[str, Any], timestamp_ms: int | None, size: int, key: bytes | None) -> None:
+        self._record, self.timestamp_ms, self.size, self.key = record, timestamp_ms, size, key
+        self._is_flat = not any(isinstance(value, dict | list) for value in record.values())
+
+    def copy(self) -> dict[str, Any]:
+        """One that its owner may change."""
+        return self._record.copy() if self._is_flat else deepcopy(self._record)
 
 
 class _Topic:
@@ -78,22 +88,30 @@ class _Topic:
         self.name, self.kind = name, kind
         self.stations: OrderedDict[str, deque[_Kept]] = OrderedDict()
         self.everybody: deque[_Kept] = deque()
-        self.bytes = self.forgotten = 0
+        self._by_key: dict[bytes, set[str]] = {}
+        """Which stations have records that came under a key."""
+        self.bytes = self.bytes_of_everybody = self.forgotten = 0
 
-    def add(self, station_id: str | None, kept: _Kept) -> None:
-        if station_id is None:
-            records = self.everybody
-        else:
-            records = self.stations.setdefault(station_id, deque())
-            self.stations.move_to_end(station_id)
+    def add_to_all(self, kept: _Kept) -> None:
+        self.everybody.append(kept)
+        self.bytes_of_everybody += kept.size
+        while len(self.everybody) > self.kind.records or (
+            self.bytes_of_everybody > self.kind.max_bytes and len(self.everybody) > 1
+        ):
+            self.bytes_of_everybody -= self.everybody.popleft().size
+
+    def add(self, station_id: str, kept: _Kept) -> None:
+        records = self.stations.setdefault(station_id, deque())
+        self.stations.move_to_end(station_id)
         records.append(kept)
         self.bytes += kept.size
+        if kept.key is not None:
+            self._by_key.setdefault(kept.key, set()).add(station_id)
         if len(records) > self.kind.records:
-            self.bytes -= records.popleft().size
-        while len(self.stations) > 1 and (
-            len(self.stations) > self.kind.max_stations or self.bytes > self.kind.max_bytes
+            self._drop_oldest(station_id, records)
+        while len(self.stations) > self.kind.max_stations or (
+            self.bytes > self.kind.max_bytes and len(self.stations) > 1
         ):
-            self.forget(next(iter(self.stations)))
             if not self.forgotten:
                 logger.warning(
                     "context topic %s holds more than max_stations=%d or max_bytes=%d: stations are forgotten, those "
@@ -101,17 +119,35 @@ class _Topic:
                     *(self.name, self.kind.max_stations, self.kind.max_bytes),
                 )
             self.forgotten += 1
+            oldest, of_it = next(iter(self.stations.items()))
+            while of_it:
+                self._drop_oldest(oldest, of_it)
+        while self.bytes > self.kind.max_bytes and len(records) > 1:
+            self._drop_oldest(station_id, records)
 
-    def forget(self, station_id: str) -> None:
-        for kept in self.stations.pop(station_id, ()):
-            self.bytes -= kept.size
+    def _drop_oldest(self, station_id: str, records: deque[_Kept]) -> None:
+        self._dropped(station_id, records.popleft(), records)
+
+    def _dropped(self, station_id: str, kept: _Kept, left: deque[_Kept]) -> None:
+        self.bytes -= kept.size
+        if kept.key is not None and not any(other.key == kept.key for other in left):
+            named = self._by_key.get(kept.key, set())
+            named.discard(station_id)
+            if not named:
+                self._by_key.pop(kept.key, None)
+        if not left:
+            del self.stations[station_id]
 
     def forget_key(self, key: bytes) -> None:
-        """A tombstone: whoever has this name, and what came under this key."""
-        self.forget(key.decode(errors="replace"))
+        """A tombstone: what came under this key is deleted."""
+        for station_id in list(self._by_key.get(key, ())):
+            records = self.stations[station_id]
+            for kept in [kept for kept in records if kept.key == key]:
+                records.remove(kept)
+                self._dropped(station_id, kept, records)
         for kept in [kept for kept in self.everybody if kept.key == key]:
             self.everybody.remove(kept)
-            self.bytes -= kept.size
+            self.bytes_of_everybody -= kept.size
 
     def of(self, station_id: str) -> deque[_Kept]:
         return self.stations.get(station_id) or self.everybody
@@ -129,11 +165,15 @@ class Context:
     """
 
     def __init__(self, kinds: Mapping[str, Latest], required: Collection[str], limits: InputLimits) -> None:
+        if not isinstance(kinds, Mapping):
+            raise ValueError(f"context_topics={kinds!r}: use a dict, like {{'WEATHER': Latest()}}")
         if isinstance(required, str):
             raise ValueError(f"require_topics must be several names, not one string: use [{required!r}]")
         if strange := set(required).difference(kinds):
             raise ValueError(f"require_topics={sorted(strange)}: they are none of the context_topics")
         for name, kind in kinds.items():
+            if not isinstance(name, str) or not name:
+                raise ValueError(f"context_topics: {name!r} is no name of a topic")
             if not isinstance(kind, Latest):
                 raise ValueError(f"context_topics[{name!r}]={kind!r}: use Latest() or Window(24)")
         self._topics = {name: _Topic(name, kind) for name, kind in kinds.items()}
@@ -173,10 +213,10 @@ class Context:
             for record in records:
                 kept.add(station_id, _Kept(record, timestamp_ms, size, key))
         for record in parsed.global_records:
-            kept.add(None, _Kept(record, timestamp_ms, size, key))
+            kept.add_to_all(_Kept(record, timestamp_ms, size, key))
 
     def join(self, station_id: str, given: dict[str, Any]) -> dict[str, Any]:
-        """Add what is known of a station to what its callback gets.  The records are copies, one level deep."""
+        """Add what is known of a station to what its callback gets.  The records are copies."""
         quality = given["_data_quality"]
         newest = quality["last_update"]
         for name, topic in self._topics.items():
@@ -184,7 +224,7 @@ class Context:
             if not found:
                 quality["missing_topics"].append(name)
                 continue
-            given[name] = [dict(kept.record) for kept in found]
+            given[name] = [kept.copy() for kept in found]
             quality["available_topics"].append(name)
             stamps = [kept.timestamp_ms for kept in found if kept.timestamp_ms is not None]
             if stamps and (newest is None or max(stamps) / 1000 > newest):

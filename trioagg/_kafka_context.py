@@ -16,7 +16,7 @@ import aiokafka
 import aiokafka.errors
 from aiokafka.structs import TopicPartition
 
-from ._kafka_connect import RETRY_BACKOFF_SECONDS
+from ._kafka_connect import RETRY_BACKOFF_SECONDS, look_for_topic_aio
 from ._kafka_tasks import Tasks, stopped_aio, unhurried_aio
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ logger = logging.getLogger("trioagg")
 
 _POLL_SECONDS: Final = 0.5
 _TELL_SECONDS: Final = 5.0
+_LOOK_SECONDS: Final = 5.0
 _STOP_SECONDS: Final = 3.0
 _FETCH_BYTES: Final = 8 * 1024 * 1024
 
@@ -64,6 +65,7 @@ class ContextReader:
             auto_offset_reset="earliest",
             isolation_level=self._address.settings.isolation_level,
             max_partition_fetch_bytes=_FETCH_BYTES,
+            metadata_max_age_ms=round(_LOOK_SECONDS * 1000),  # so soon partitions are seen that are new
         )
         await unhurried_aio(consumer.start())
         consumer.assign(self._partitions)
@@ -88,7 +90,7 @@ class ContextReader:
     async def _seek_aio(self) -> None:
         now_ms = time.time() * 1000
         since = {
-            partition: round(now_ms - seconds * 1000)
+            partition: max(0, round(now_ms - seconds * 1000))
             for partition in self._partitions
             if (seconds := self._context.kinds[partition.topic].since_seconds) is not None
         }
@@ -111,8 +113,31 @@ class ContextReader:
         return getattr(self._consumer, "_client", None)
 
     async def _follow_aio(self) -> None:
+        looked = time.monotonic()
         while True:
             await self._poll_aio()
+            if time.monotonic() > looked + _LOOK_SECONDS:
+                looked = time.monotonic()
+                await self._look_around_aio()
+
+    async def _look_around_aio(self) -> None:
+        """There may be more partitions than before, or no topic any more; the client says nothing."""
+        new = []
+        for topic in self._context.kinds:
+            numbers = self._consumer.partitions_for_topic(topic)
+            if not numbers:
+                gone = await look_for_topic_aio(self._address, topic, self._address.settings.request_timeout)
+                if gone is not None:
+                    raise gone
+            new += [TopicPartition(topic, number) for number in sorted(numbers or ())]
+        new = [partition for partition in new if partition not in self._partitions]
+        if new:
+            reached = {partition: await self._consumer.position(partition) for partition in self._partitions}
+            self._partitions += new
+            self._consumer.assign(self._partitions)
+            for partition, offset in reached.items():
+                self._consumer.seek(partition, offset)
+            await self._consumer.seek_to_beginning(*new)
 
     async def _poll_aio(self) -> None:
         try:

@@ -119,7 +119,7 @@ class Threads:
     Args:
       limit: Threads that somebody waits for.
       most_abandoned: Threads that were left behind and run on.  They take no place of the others; but at this bound no
-        more are started, so that hung ones never pile up.
+        more are started, so that hung ones never pile up: there are never more than both bounds together.
     """
 
     def __init__(self, function: Callable[[str, Any], Any], limit: int, most_abandoned: int) -> None:
@@ -207,6 +207,7 @@ class _Call:
                 self._running = False
                 if self._abandoned:
                     self._threads._abandoned -= 1
+                    self._result = self._error = None  # nobody asks, and the error knows this frame
 
     def outcome(self) -> object:
         """What the function returned or raised."""

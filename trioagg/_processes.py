@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import pickle
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 
     from ._records import Places
 
+logger = logging.getLogger("trioagg")
+
 _GRACE_SECONDS: Final = 1.0
+_IN_A_WORKER: Final = "in a worker process, whose stack is not to be had"
 
 
 class Processes:
@@ -52,24 +56,30 @@ class Processes:
         self._limiter = trio.CapacityLimiter(self._count)
         self._no_limit = trio.CapacityLimiter(math.inf)  # ours is the bound, not the one of the library
         self._workers: Any = None
-        self._wanted = trio.Event()
+        self._wanted, self._ready = trio.Event(), trio.Event()
+        self._working: set[trio.lowlevel.Task] = set()
 
     abandoned = 0
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
-        library = self._library
-        async with (
-            library.open_worker_context(idle_timeout=math.inf, grace_period=_GRACE_SECONDS) as self._workers,
-            trio.open_nursery() as nursery,
-        ):
-            self._wanted.set()
-            nursery.start_soon(self._keep_enough, name="trioagg workers")
-            yield
-            nursery.cancel_scope.cancel()
+        context = self._library.open_worker_context(idle_timeout=math.inf, grace_period=_GRACE_SECONDS)
+        self._workers = await context.__aenter__()
+        try:
+            async with trio.open_nursery() as nursery:
+                self._wanted.set()
+                nursery.start_soon(self._keep_enough, name="trioagg workers")
+                yield
+                nursery.cancel_scope.cancel()
+        finally:
+            try:
+                await context.__aexit__(None, None, None)  # noqa: ASYNC102 - it shields itself, and has its bound
+            except self._library.BrokenWorkerError as error:
+                # They are dead now.  The batches are as they are, and an error of the block's must stay its own.
+                logger.warning("worker processes did not end well: %s", error)
 
     def where(self, task: trio.lowlevel.Task) -> Places:
-        return ("in a worker process, whose stack is not to be had",)
+        return (_IN_A_WORKER if task in self._working else "waits for a worker process: all are busy",)
 
     @trio.lowlevel.enable_ki_protection
     async def __call__(self, station_id: str, value: Any, /) -> object:
@@ -80,15 +90,17 @@ class Processes:
 
         Cancellation: the worker is killed.
         """
+        task = trio.lowlevel.current_task()
         async with self._limiter:
+            await self._ready.wait()  # else this one would start a worker beside those that are just starting
+            self._working.add(task)
             try:
                 return await self._run(self._function, station_id, value)  # noqa: ASYNC910 - it waits for its worker
             except self._library.BrokenWorkerError:
-                self._wanted.set()
                 raise WorkerDied(station_id) from None
-            except trio.Cancelled:
-                self._wanted.set()
-                raise
+            finally:
+                self._working.discard(task)
+                self._wanted.set()  # where no worker was lost, nothing is done
 
     async def _run(self, function: Callable[..., object], *args: object) -> object:
         return await self._workers.run_sync(function, *args, kill_on_cancel=True, limiter=self._no_limit)
@@ -102,6 +114,7 @@ class Processes:
             async with trio.open_nursery() as nursery:
                 for _ in range(missing):
                     nursery.start_soon(self._add_worker)
+            self._ready.set()
 
     async def _add_worker(self) -> None:
         # By the library's own means, which are private: what it offers to everybody takes an idle worker where there is
@@ -113,8 +126,10 @@ class Processes:
             # The function is sent along, so that its module is imported before the first station needs it.
             if await worker.run_sync(_know, self._function) is not None:
                 workers._worker_cache.append(worker)
-        except self._library.BrokenWorkerError:
-            return  # noqa: ASYNC910 - it has waited; the first station will say it
+        except (self._library.BrokenWorkerError, OSError) as error:
+            # The station that finds no worker starts one itself, and then it is its failure.
+            logger.warning("a worker process could not be started: %r", error)
+            return  # noqa: ASYNC910 - it has waited
         except trio.Cancelled:
             if worker.proc.pid is not None:
                 worker.kill()

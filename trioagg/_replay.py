@@ -7,11 +7,11 @@ second run does only that.
 
 from __future__ import annotations
 
-import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, cast
 
+import msgspec
 import trio
 
 from ._aggregator import BatchResultAggregator
@@ -19,7 +19,7 @@ from ._aio import service_loop
 from ._blame import lone_errors_bare
 from ._context import batch_context
 from ._encoding import encode_list, encode_result
-from ._errors import PoisonMessage, printable
+from ._errors import PoisonMessage, printable, words
 from ._letters import dead_letter_headers, stations_with
 from ._reader import Reader, name_of
 from ._records import Verdict
@@ -39,7 +39,7 @@ _COMMIT_SECONDS: Final = 0.2
 _LOOK_SECONDS: Final = 0.1
 _REVOKE_SECONDS: Final = 5.0
 _END_SECONDS: Final = 15.0
-_AGAIN: Final = (Verdict.FAILED, Verdict.TIMED_OUT)
+_AGAIN: Final = (Verdict.FAILED, Verdict.TIMED_OUT, Verdict.CANCELLED, Verdict.SKIPPED)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,7 +49,7 @@ class Replayed:
     letters: int = 0
     """Messages of the topic that were looked at."""
     unreadable: int = 0
-    """Those that are poison still, and those outside of what was asked for."""
+    """Those that are poison still, and those below the first offset: they count as done."""
     batches: int = 0
     """Batches that were run again, and are up."""
     stations: int = 0
@@ -81,13 +81,22 @@ class Original:
     """Who gave it up; None where it is no letter."""
 
 
-def original_of(record: Record, *, only_failed: bool) -> Original:
-    """What a letter says of its message.  A message that is no letter speaks for itself."""
-    told = dict(record.headers)
+def _original_of(record: Record, *, only_failed: bool) -> Original | None:
+    """What a letter says of its message; None where that cannot be read.  A message that is no letter speaks for
+    itself."""
+    try:
+        return _read_original(record, only_failed=only_failed)
+    except (ValueError, TypeError, msgspec.MsgspecError) as error:
+        logger.warning("%s has headers that cannot be read: %s", name_of(record), words(error))
+        return None
+
+
+def _read_original(record: Record, *, only_failed: bool) -> Original:
+    told = {name: value for name, value in record.headers if value is not None}
 
     def number(name: str) -> int | None:
-        text = told.get(f"trioagg-{name}", b"").decode(errors="replace")
-        return int(text) if text.lstrip("-").isdigit() else None
+        found = told.get(f"trioagg-{name}")
+        return None if found is None else int(found)
 
     topic, partition, offset = told.get("trioagg-topic"), number("partition"), number("offset")
     if topic is None or partition is None or offset is None:
@@ -114,7 +123,7 @@ def original_of(record: Record, *, only_failed: bool) -> Original:
         timestamp_ms=stamp,
         value=record.value,
         batch_id=told.get("trioagg-batch-id", b"").decode(errors="replace") or batch_id(name, partition, offset, stamp),
-        stations=frozenset(json.loads(told["trioagg-stations"])) if supplement else None,
+        stations=msgspec.json.decode(told["trioagg-stations"], type=frozenset[str]) if supplement else None,
         supplement=supplement,
         headers=record.headers,
         service=told.get("trioagg-service", b"").decode(errors="replace"),
@@ -178,7 +187,7 @@ async def replay(
       result_topic: Where the lists go; beside or instead of the handlers.
       group_id: Remembers what is done; by default ``{from_topic}-replay``.  Never use the group of a service.
       only_failed: False runs all stations of every letter again, and the lists are whole.
-      partition: Of *from_topic*; None is all of them.
+      partition: Of *from_topic*; None is all of them.  The others stay as they are.
       first_offset: In that partition, or in each; what is below counts as done.
       last_offset: This one too; None is the end of the topic.
       dry_run: Only say what would be done; nothing is remembered.
@@ -197,6 +206,12 @@ async def replay(
     if not dry_run and result_topic is None and batch_upload_handler is None and report_handler is None:
         await trio.lowlevel.checkpoint()
         raise ValueError("nobody would get the lists: give a result_topic, a batch_upload_handler or a report_handler")
+    if first_offset < 0 or (last_offset is not None and last_offset < first_offset):
+        await trio.lowlevel.checkpoint()
+        raise ValueError(f"first_offset={first_offset!r}, last_offset={last_offset!r}: that is no range")
+    if result_topic == from_topic:
+        await trio.lowlevel.checkpoint()
+        raise ValueError(f"result_topic={result_topic!r} is what is read")
     done = Replayed()
     reader = Reader(message_parser, InputLimits())
     room: list[Callable[[], int]] = [lambda: 0]
@@ -207,7 +222,8 @@ async def replay(
             group_id=group_id or f"{from_topic}-replay",
             output_topics=[from_topic] if result_topic is None else [from_topic, result_topic],
             transactional=False,
-            settings=kafka if kafka is not None else KafkaSettings(),
+            # Its own beginning and its own membership, whatever those of the service are.
+            settings=replace(kafka or KafkaSettings(), start_offset="earliest", group_instance_id=None),
             connect_timeout=connect_timeout,
             revoke_timeout=_REVOKE_SECONDS,
             commit_interval=_COMMIT_SECONDS,
@@ -218,16 +234,16 @@ async def replay(
             ends = await client.ends()
             done.total = sum(ends.values())
 
-            def outside(record: Record) -> bool:
-                wanted = partition is None or record.partition == partition
-                return not wanted or record.offset < first_offset
+            if partition is not None and (from_topic, partition) not in ends:
+                raise ValueError(f"partition={partition}: topic {from_topic!r} has {len(ends)}, the first one is 0")
 
-            def beyond(record: Record) -> bool:
+            def not_now(record: Record) -> bool:
                 end = ends.get((record.topic, record.partition), 0)
-                return record.offset >= end or (last_offset is not None and record.offset > last_offset)
+                elsewhere = partition is not None and record.partition != partition
+                return elsewhere or record.offset >= end or (last_offset is not None and record.offset > last_offset)
 
             async def until_read() -> None:  # noqa: ASYNC910 - it looks first
-                while not client.has_read(ends):  # noqa: ASYNC110 - the client tells nobody where it is
+                while not client.has_read(ends) or client.records.statistics().current_buffer_used:  # noqa: ASYNC110 - the client tells nobody where it is
                     await trio.sleep(_LOOK_SECONDS)
                 client.stop_fetching()
 
@@ -246,13 +262,13 @@ async def replay(
                 service_loop.set(client.loop)
                 nursery.start_soon(until_read, name="trioagg replay ends")
                 async for record in client.records:
-                    if beyond(record):
+                    if not_now(record):
                         client.discard(record)
                         continue
                     done.letters += 1
-                    original = original_of(record, only_failed=only_failed)
-                    stations = None if outside(record) else _stations_of(reader, record, original)
-                    if not stations:
+                    original = None if record.offset < first_offset else _original_of(record, only_failed=only_failed)
+                    stations = None if original is None else _stations_of(reader, record, original)
+                    if original is None or not stations:
                         done.unreadable += 1
                         client.discard(record) if dry_run else client.finish(record)
                     elif dry_run:

@@ -7,6 +7,8 @@ import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ._lanes import is_async
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -44,18 +46,23 @@ class Retry:
     """Seconds between two tries, on Trio's clock: a number, or a pure function of the try that has failed (1 for the
     first one) and a random number from 0.0 to 1.0."""
     on: type[Exception] | tuple[type[Exception], ...] | Callable[[Any], bool] = Exception
-    """What to try again after: exceptions; or ``on(result) -> bool``, for results that are none yet."""
+    """What to try again after: exceptions; or ``on(result) -> bool``, for results that are none yet (the last one
+    stands, however bad).  A :class:`StationSkipped` is an answer, and never tried again."""
     chance: Callable[[], float] = random.random
     """Where the random numbers come from."""
 
     def __post_init__(self) -> None:
-        if self.attempts < 2:
+        if isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or self.attempts < 2:
             raise ValueError(f"attempts={self.attempts!r}: one try is no retry; use 2 or more, or no Retry")
-        if not callable(self.backoff) and not 0 <= self.backoff < math.inf:
+        if callable(self.backoff):
+            if is_async(self.backoff):
+                raise ValueError("backoff= must be a plain def, for it only computes")
+        elif not _are_seconds(self.backoff):
             raise ValueError(f"backoff={self.backoff!r}: it must be 0 or more seconds, or a function")
         kinds = self.on if isinstance(self.on, tuple) else (self.on,)
         are_types = [isinstance(kind, type) and issubclass(kind, Exception) for kind in kinds]
-        if not all(are_types) and (isinstance(self.on, tuple | type) or not callable(self.on)):
+        function = not isinstance(self.on, tuple | type) and callable(self.on) and not is_async(self.on)
+        if not kinds or not (all(are_types) or function):
             raise ValueError(
                 f"on={self.on!r}: use exceptions, like (TimeoutError, OSError), or a function of the result"
             )
@@ -71,4 +78,13 @@ class Retry:
 
     def wait_seconds(self, attempt: int) -> float:
         """From the end of a try that has failed to the next one."""
-        return self.backoff(attempt, self.chance()) if callable(self.backoff) else self.backoff
+        if not callable(self.backoff):
+            return self.backoff
+        seconds = self.backoff(attempt, self.chance())
+        if not _are_seconds(seconds):
+            raise ValueError(f"backoff gave {seconds!r}, not seconds")
+        return seconds
+
+
+def _are_seconds(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf

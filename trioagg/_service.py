@@ -206,9 +206,11 @@ class AsyncDataAnalysisService:
             raise ValueError("include_ledger=True is about the messages in the result_topic: give one")
         self._result_topic, self._include_ledger = result_topic, include_ledger
         self._sla = Sla(sla_seconds, sla_policy, min_budget)
-        self._context = Context(context_topics or {}, require_topics, input_limits)
+        self._context = Context({} if context_topics is None else context_topics, require_topics, input_limits)
         if self._context and message_parser is not None:
             raise ValueError("context_topics= are joined into the module_input, which a message_parser= replaces")
+        if written := {result_topic, dead_letter_topic}.intersection(self._context.kinds):
+            raise ValueError(f"context_topics={sorted(map(str, written))}: this service writes there itself")
         if reserved := RESERVED_KEYS.union(self._topics).intersection(self._context.kinds):
             raise ValueError(f"context_topics={sorted(reserved)}: the module_input has these keys already")
         self._reader = Reader(message_parser, input_limits, self._context.join if self._context else None)

@@ -12,8 +12,8 @@ class Sla:
 
     Args:
       seconds: From the message's timestamp to its list.
-      policy: What is done where the lag has eaten them: ``process`` with *min_budget*, ``skip``, or process with the
-        ``full`` timeout, for the list is late anyway.
+      policy: What is done where the lag has eaten them, so that less than *min_budget* is left: ``process`` with that,
+        ``skip``, or process with the ``full`` timeout, for the list is late anyway.
       min_budget: Seconds.
 
     Raises:
@@ -42,10 +42,9 @@ class Sla:
             return timeout
         # A producer whose clock is ahead gains nothing: its message is as old as one that was written this moment.
         left = self._seconds - max(0.0, now - written)
-        if left <= 0:
-            self.missed += 1
-            if self._policy == "full":
-                return timeout
-            if self._policy == "skip":
-                return 0.0
-        return min(timeout, max(left, self._min_budget) if self._policy == "process" else left)
+        if left >= self._min_budget:
+            return min(timeout, left)
+        self.missed += 1
+        if self._policy == "skip":
+            return 0.0
+        return timeout if self._policy == "full" else min(timeout, self._min_budget)

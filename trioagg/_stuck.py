@@ -60,7 +60,7 @@ def _theirs(frames: list[FrameType]) -> Places:
     # Code and line, and not the frames, which would keep all that a station holds.
     found: list[tuple[CodeType, int] | str] = []
     for frame in reversed(frames):
-        if not frame.f_globals.get("__name__", "").startswith(_OURS):
+        if not str(frame.f_globals.get("__name__")).startswith(_OURS):
             found.append((frame.f_code, frame.f_lineno))
             if len(found) == _FRAMES:
                 break

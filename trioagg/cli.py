@@ -127,9 +127,9 @@ async def replay(
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     try:
         function = _found(callback)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:
         await trio.lowlevel.checkpoint()
-        errors.print(f"trioagg: {error}")
+        errors.print(f"trioagg: cannot use {callback}: {error}")
         return 1
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     bar = Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)
