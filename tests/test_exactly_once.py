@@ -227,7 +227,7 @@ async def test_what_a_broker_acknowledged_and_forgot_is_there_once_all_the_same(
     with trio.fail_after(110):
         async with service.start(once_released):
             await until(lambda: service.statistics().kafka.transactional_producers == 2)
-            for _ in range(3):
+            for _ in range(2):
                 released = trio.Event()
                 await trio.to_thread.run_sync(load.send, 20)
                 answered = trio.Event()
