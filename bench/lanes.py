@@ -83,7 +83,7 @@ async def _sample(callback: Callable[[str, Any], Any], settings: dict[str, Any],
 def _costs(*, quick: bool, seed: int, progress: Progress) -> list[dict[str, Any]]:
     chance = random.Random(seed)
     samples: dict[str, list[float]] = {name: [] for name in CASES}
-    for _ in range(3 if quick else 15):
+    for _ in range(2 if quick else 15):
         for name in chance.sample(list(CASES), len(CASES)):
             progress.step(name)
             batches = 2 if name in _SLOW else 50
@@ -162,8 +162,8 @@ async def _deadlines(value: str, rounds: int, progress: Progress) -> list[dict[s
 
 def main(*, facts: dict[str, Any], quick: bool, as_json: bool, seed: int) -> list[dict[str, Any]]:
     """Measure, print, and return the cases."""
-    rounds = 2 if quick else 20
-    with warnings_thrown_away(), Progress((3 if quick else 15) * len(CASES) + 2 * rounds) as progress:
+    rounds = 1 if quick else 20
+    with warnings_thrown_away(), Progress((2 if quick else 15) * len(CASES) + 2 * rounds) as progress:
         cases = _costs(quick=quick, seed=seed, progress=progress)
         hard = [_deadline_case(value, trio.run(_deadlines, value, rounds, progress)) for value in ("spins", "crashes")]
     if as_json:

@@ -220,7 +220,7 @@ async def test_two_hundred_hung_threads_leave_the_service_alive_and_it_says_what
                 # Those that hang are in nobody's way.
                 other.send(50)
                 await until(lambda: len(seconds) == 100)
-                assert max(seconds) < 1
+                assert max(seconds) < 3  # of 5
         assert "100 of 100 stations are skipped, the first one because: 200 threads of earlier stations hang" in (
             caplog.text
         )
