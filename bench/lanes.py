@@ -122,8 +122,9 @@ async def _round(aggregator: BatchResultAggregator[str], value: str) -> dict[str
         hard = {f"S{number}": value if value == "spins" or not number else "answers" for number in range(_SPINNING)}
         report = await aggregator.run("hard", hard)
         listed = trio.current_time()
-        while any(map(_is_spinning, workers)) and trio.current_time() < listed + _PATIENCE_SECONDS:  # noqa: ASYNC110
-            await trio.sleep(_PROBE_SECONDS / 4)  # nobody tells us
+        give_up = listed + _PATIENCE_SECONDS
+        while any(map(_is_spinning, workers)) and trio.current_time() < give_up:  # noqa: ASYNC110 - nobody tells us
+            await trio.sleep(_PROBE_SECONDS / 4)
         dead = trio.current_time()
         nursery.cancel_scope.cancel()
     began = trio.current_time()

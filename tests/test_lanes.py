@@ -56,7 +56,7 @@ async def test_a_tiny_function_runs_in_place() -> None:
 
 async def test_the_deadline_is_looked_at_between_two_stations() -> None:
     def blocks(station_id: str, seconds: float) -> dict:
-        time.sleep(seconds)
+        time.sleep(seconds)  # it blocks, and that is what it is about
         return {}
 
     report = await run_batch("b", {f"S{n}": 0.01 for n in range(1000)}, blocks, lane="inline", batch_timeout=0.2)

@@ -226,7 +226,7 @@ async def test_every_try_has_that_long(autojump_clock: MockClock) -> None:
 
 async def test_a_thread_that_takes_too_long_is_left_behind() -> None:
     def callback(station_id: str, seconds: float) -> dict:
-        time.sleep(seconds)
+        time.sleep(seconds)  # a thread knows no virtual time
         return {}
 
     report = await run_batch("b", {"A": 0, "B": 4}, callback, station_timeout=0.5)

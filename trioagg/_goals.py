@@ -106,7 +106,7 @@ class Goal:
                     )
                 )
             )
-        except Exception:
+        except Exception:  # a mistake of the user's: told, and data
             # The batch goes on to its deadline, which is always right; ending the service would not be.
             if not self._told:
                 self._told = True

@@ -45,7 +45,7 @@ class Processes:
             raise ImportError("lane='process' needs trio-parallel: pip install 'trioagg[process]'") from None
         try:
             pickle.dumps(function)
-        except Exception as error:
+        except Exception as error:  # pickling calls the object's own code, which may raise anything
             raise ValueError(
                 f"lane='process' sends the callback to other processes, and {function!r} cannot be sent ({error}): "
                 "use a def at the top level of a module, and no lambda, no inner function and no bound method"

@@ -127,7 +127,7 @@ async def replay(
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     try:
         function = _found(callback)
-    except Exception as error:
+    except Exception as error:  # an import runs the user's module, which may raise anything
         await trio.lowlevel.checkpoint()
         errors.print(f"trioagg: cannot use {callback}: {error}")
         return 1
