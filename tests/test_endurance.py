@@ -456,7 +456,7 @@ async def test_a_killed_member_with_the_default_settings_is_replaced_and_only_wh
 
 @pytest.mark.deadline(180)
 async def test_members_that_come_and_go_every_two_seconds_lose_and_repeat_nothing(kafka: Kafka, capsys) -> None:
-    count, a_second = 24_000, 800
+    count, a_second = 24_000, 1_500
     load = await in_thread(partial(Load, kafka.bootstrap, partitions=4))
     members: list[AsyncDataAnalysisService] = []
     over = trio.Event()

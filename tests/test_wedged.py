@@ -93,12 +93,12 @@ async def test_a_broker_that_is_away_for_longer_is_only_waited_for(
         async with service.start(a_moment):
             await until(lambda: service.statistics().uploaded >= 50)
             source, sink = halves_of(service)
-            # Shortened: an outage of many times the bound, as ten minutes are of the usual one.
+            # Shortened: an outage of five times the bound.
             source.wedged_seconds = 1.0
             if sink is not None:
                 sink.wedged_seconds = 1.0
             own_broker.kill()
-            await trio.sleep(10)
+            await trio.sleep(5)
             await trio.to_thread.run_sync(own_broker.start)
             source.wedged_seconds = 60.0
             if sink is not None:
