@@ -5,7 +5,8 @@ other in random order and in turns; microseconds a station, and the ratio to the
 
 The second one: a batch of eight stations that keep a CPU busy for ever, in two worker processes, against a deadline.
 How late is the list, for how long did the loop stand still, when was the last worker dead, and does the next batch find
-workers?  The same with one station that crashes its worker.
+workers?  The same with one station that crashes its worker.  Below it how long so many bare processes that spin take to
+die, for that is the kernel's own time.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -123,7 +126,7 @@ async def _round(aggregator: BatchResultAggregator[str], value: str) -> dict[str
         report = await aggregator.run("hard", hard)
         listed = trio.current_time()
         give_up = listed + _PATIENCE_SECONDS
-        while any(map(_is_spinning, workers)) and trio.current_time() < give_up:  # noqa: ASYNC110 - nobody tells us
+        while value == "spins" and any(map(_is_spinning, workers)) and trio.current_time() < give_up:  # noqa: ASYNC110 - nobody tells us
             await trio.sleep(_PROBE_SECONDS / 4)
         dead = trio.current_time()
         nursery.cancel_scope.cancel()
@@ -139,6 +142,23 @@ async def _round(aggregator: BatchResultAggregator[str], value: str) -> dict[str
     }
 
 
+def bare_kills(rounds: int) -> list[float]:
+    """How many milliseconds it takes until as many processes that spin are dead, after they were killed together."""
+    found = []
+    for _ in range(rounds):
+        spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(_PROCESSES)]
+        time.sleep(0.3)
+        began = time.perf_counter()
+        for process in spinning:
+            process.kill()
+        while any(_is_spinning(process.pid) for process in spinning):
+            time.sleep(_PROBE_SECONDS / 4)
+        found.append((time.perf_counter() - began) * 1e3)
+        for process in spinning:
+            process.wait()
+    return found
+
+
 def _is_spinning(process: int) -> bool:
     # Not os.kill(process, 0): one that was killed and not yet waited for can still be sent signals.
     try:
@@ -148,7 +168,8 @@ def _is_spinning(process: int) -> bool:
         return False
 
 
-async def _deadlines(value: str, rounds: int, progress: Progress) -> list[dict[str, Any]]:
+async def hard_rounds(value: str, rounds: int, progress: Progress) -> list[dict[str, Any]]:
+    """Batches whose stations spin, or of which one crashes its worker, and what was seen of each."""
     found = []
     async with BatchResultAggregator(
         _spins, lane="process", max_processes=_PROCESSES, batch_timeout=_DEADLINE_SECONDS
@@ -166,7 +187,9 @@ def main(*, facts: dict[str, Any], quick: bool, as_json: bool, seed: int) -> lis
     rounds = 1 if quick else 20
     with warnings_thrown_away(), Progress((2 if quick else 15) * len(CASES) + 2 * rounds) as progress:
         cases = _costs(quick=quick, seed=seed, progress=progress)
-        hard = [_deadline_case(value, trio.run(_deadlines, value, rounds, progress)) for value in ("spins", "crashes")]
+        bare = bare_kills(rounds)
+        hard = [_deadline_case(value, trio.run(hard_rounds, value, rounds, progress)) for value in ("spins", "crashes")]
+    hard[0] |= {"bare_kill_ms_p50": percentile(bare, 50), "bare_kill_ms_max": max(bare)}
     if as_json:
         print_lines(facts, [*cases, *hard])
         return [*cases, *hard]
@@ -185,7 +208,10 @@ def main(*, facts: dict[str, Any], quick: bool, as_json: bool, seed: int) -> lis
         [_row(case) for case in hard],
         "in milliseconds, p50 / max; the next batch runs at once on what workers there are",
     )
-    console().print(f"noise floor: {facts['wakes_late_p99_ms']:.2f} ms (p99)")
+    console().print(
+        f"noise floor: a wait of the loop's {facts['wakes_late_p99_ms']:.2f} ms (p99); {_PROCESSES} bare processes are "
+        f"dead {percentile(bare, 50):.1f} / {max(bare):.1f} ms after they were killed (p50 / max)"
+    )
     return [*cases, *hard]
 
 

@@ -107,7 +107,8 @@ async def test_many_batches_that_end_at_once_are_looked_at_less_closely(autojump
             await aggregator.submit(f"{number}", {f"S{n}": "hangs" for n in range(30)})
     looked_at = [sum(bool(o.stuck_at) for o in report.stations.values()) for report in reports]
     assert max(looked_at) == 20
-    assert sum(looked_at) == 200
+    assert sum(looked_at) == 60
+    assert sum(map(bool, looked_at)) > 5
 
 
 async def test_stations_that_answered_are_not_stuck(autojump_clock: MockClock) -> None:

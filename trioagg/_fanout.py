@@ -217,6 +217,8 @@ class Reaper:
         """Where some of the stations in *nursery* are that have not answered."""
         room = self._samples.take(trio.current_time())
         found: dict[str, Places] = {}
+        if not room:
+            return found
         for task in nursery.child_tasks:
             if len(found) == room:
                 break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import TYPE_CHECKING, Final
 
@@ -15,14 +16,16 @@ if TYPE_CHECKING:
 _FRAMES: Final = 4
 _OURS: Final = ("trio.", "trioagg.", "threading", "outcome.")
 _MOST_OF_A_BATCH: Final = 20
-_MOST_AT_ONCE: Final = 200
+_MOST_AT_ONCE: Final = 60
+_SHARE: Final = 3
 _PER_SECOND: Final = 1000.0
 
 
 class Samples:
     """How many stacks may be taken: some of every batch, and not so many that the last list is late.
 
-    A thousand batches of hung stations that expire together would otherwise look at twenty thousand.
+    A thousand batches of hung stations that expire together would otherwise look at twenty thousand.  A batch takes a
+    third of what is left, so that those behind the first ones have some too.
     """
 
     def __init__(self) -> None:
@@ -33,7 +36,7 @@ class Samples:
         """Room for the stacks of one batch; what is not used must be given back."""
         self._left = min(_MOST_AT_ONCE, self._left + (now - self._when) * _PER_SECOND)
         self._when = now
-        room = min(_MOST_OF_A_BATCH, int(self._left))
+        room = min(_MOST_OF_A_BATCH, int(self._left), math.ceil(self._left / _SHARE))
         self._left -= room
         return room
 

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # The oldest generation practically never: a hundred thousand stations in flight are a million objects, and looking
-# through them is what bends scaling.  The middle one at 5,000 objects, which takes 3 ms; at 50,000 it was 28 ms, and what
-# all looks took together was more.
+# through them is what bends scaling.  The middle one at 5,000 objects, which takes 3 ms; at 50,000 it was 28 ms, and
+# what all looks took together was more.
 _THRESHOLDS: Final = (1_000, 5, 10_000)
 
 
