@@ -5,7 +5,7 @@ The floors; imports go downward only:
     0  _errors _encoding _records _context _blame _settings    what may go wrong, what is told, what may be set
     1  _collector _goals _sla _observer _stations _join _tuning _interrupts _watchdog _watermark _finished* _letters
     2  _stuck _lanes _processes _retry _calls        how one station is called
-    3  _fanout _uploader _statistics _reader         one batch; bringing lists up; reading messages
+    3  _batch _servers _fanout _uploader _statistics _reader    one batch; bringing lists up; reading messages
     4  _intake _deadlines _aio                       the bound of batches and their deadlines; the asyncio loop
     5  _aggregator                                   many batches
     6  _kafka*                                       source, sink, commits, rebalance, transactions
@@ -15,6 +15,7 @@ The floors; imports go downward only:
 
 from ._aggregator import BatchResultAggregator
 from ._aio import asyncio_callback
+from ._batch import Batch
 from ._collector import BatchCollector
 from ._context import BatchContext, current_batch
 from ._errors import (
@@ -35,7 +36,7 @@ from ._errors import (
     UploadTimedOut,
     WorkerDied,
 )
-from ._fanout import Batch, run_batch
+from ._fanout import run_batch
 from ._goals import Progress
 from ._join import Latest, Window
 from ._letters import DeadLetterLimit

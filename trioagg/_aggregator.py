@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 
 import trio
 
+from ._batch import Batch, as_it_is_now, in_turn
 from ._blame import lone_errors_bare
 from ._calls import Calls
 from ._collector import each_once
 from ._context import BatchContext
 from ._deadlines import Deadlines
 from ._errors import Closed, StrayCancel
-from ._fanout import DEFAULT_RUNNING_STATIONS, Batch, Reaper, as_it_is_now, check_limits, in_turn, serve
+from ._fanout import DEFAULT_RUNNING_STATIONS, Reaper, check_limits, serve
 from ._goals import Goal
 from ._intake import Intake, describe_stragglers
 from ._interrupts import interrupts_are_not_lost

@@ -16,7 +16,7 @@ import trio
 from ._records import CompletedBy
 
 if TYPE_CHECKING:
-    from ._fanout import Batch
+    from ._batch import Batch
 
 
 _SLACK: Final = 1000

@@ -13,7 +13,7 @@ from ._stuck import task_stack
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ._fanout import Batch
+    from ._batch import Batch
 
 logger = logging.getLogger("trioagg")
 
