@@ -463,7 +463,7 @@ async def test_an_id_that_is_used_again_is_remembered_from_its_last_close(autoju
 async def test_ids_are_not_remembered_without_a_bound(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
-    monkeypatch.setattr(trioagg._aggregator, "_MOST_REMEMBERED_IDS", 10)
+    monkeypatch.setattr(trioagg._remembered, "_MOST", 10)
     async with BatchResultAggregator(answer) as aggregator:
         for number in range(25):
             await aggregator.run(f"batch {number}", {})

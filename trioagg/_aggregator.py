@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from contextlib import asynccontextmanager
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 import trio
 
@@ -19,12 +18,14 @@ from ._deadlines import Deadlines
 from ._errors import Closed, StrayCancel
 from ._fanout import DEFAULT_RUNNING_STATIONS, Reaper, check_limits, serve
 from ._goals import Goal
-from ._intake import Intake, describe_stragglers
+from ._intake import Intake
 from ._interrupts import interrupts_are_not_lost
 from ._lanes import is_async
 from ._observer import Log, LogLanguage, Observer, Observers
 from ._records import Answer, BatchReport, CompletedBy
+from ._remembered import RememberedIds
 from ._statistics import AggregatorStatistics, Totals
+from ._stragglers import name_stragglers
 from ._tuning import tuned_gc
 from ._uploader import Deliveries, OnUploadFailure, Sink, Upload, Uploader
 
@@ -43,9 +44,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 logger = logging.getLogger("trioagg")
-
-_MOST_REMEMBERED_IDS: Final = 10_000
-_NAME_STRAGGLERS_SECONDS: Final = 5.0
 
 
 class BatchResultAggregator(Generic[T]):
@@ -164,7 +162,7 @@ class BatchResultAggregator(Generic[T]):
             retry=retry_station,
         )
         self._goal = Goal(quorum, required, max_failures)
-        self._batch_timeout, self._cleanup_interval = batch_timeout, cleanup_interval
+        self._batch_timeout = batch_timeout
         self._max_running_stations, self._drain_timeout = max_running_stations, drain_timeout
         self._tune_gc = tune_gc
         self._totals = Totals()
@@ -193,7 +191,7 @@ class BatchResultAggregator(Generic[T]):
         self._intake = Intake(max_batches_in_flight, self._reaper.unreaped, max_unreaped_batches)
         self._open: dict[str, Batch] = {}
         self._alive: set[Batch] = set()
-        self._remembered: OrderedDict[str, float] = OrderedDict()
+        self._remembered = RememberedIds(cleanup_interval)
         self._state = "is not open yet: use `async with`"
         self._nursery: trio.Nursery | None = None
         self._block: AbstractAsyncContextManager[Self] | None = None
@@ -294,7 +292,6 @@ class BatchResultAggregator(Generic[T]):
 
     def statistics(self) -> AggregatorStatistics:
         """A frozen snapshot.  Threads may ask for it too, and so may whoever is left after the run."""
-        self._forget()
         return self._totals.snapshot(
             open_batches=len(self._deadlines),
             waiting_uploads=self._uploader.waiting,
@@ -365,7 +362,7 @@ class BatchResultAggregator(Generic[T]):
         def hand_over(report: BatchReport) -> None:
             if self._open.get(batch_id) is batch:
                 del self._open[batch_id]
-            self._remember(batch_id)
+            self._remembered.add(batch_id)
             self._observer.closed(report)
             if report.completed_by is CompletedBy.ABORTED:
                 self._uploader.give_up(turn)
@@ -421,7 +418,7 @@ class BatchResultAggregator(Generic[T]):
         watch = trio.CancelScope(shield=True)
         with lone_errors_bare() as theirs, tuned_gc(self._tune_gc), interrupts_are_not_lost():
             async with trio.open_nursery() as outer:
-                outer.start_soon(self._name_stragglers, watch, name="trioagg straggler watch")
+                outer.start_soon(name_stragglers, self._reaper.stragglers, watch, name="trioagg straggler watch")
                 outer.start_soon(self._deadlines.run, name="trioagg deadlines")  # noqa: ASYNC113 - add() may come first
                 try:
                     async with self._calls.open(), trio.open_nursery() as nursery:
@@ -474,39 +471,11 @@ class BatchResultAggregator(Generic[T]):
             self._alive.discard(batch)
             self._intake.look_again()
 
-    @trio.lowlevel.enable_ki_protection
-    async def _name_stragglers(self, watch: trio.CancelScope) -> None:
-        known: set[Batch] = set()
-        with watch:  # shielded: a block that aborts waits for stragglers too
-            while True:
-                await trio.sleep(_NAME_STRAGGLERS_SECONDS)
-                now = self._reaper.unreaped | self._reaper.aborted
-                old = {batch: nursery for batch, nursery in now.items() if batch in known}
-                if stragglers := describe_stragglers(old, most=20):
-                    logger.warning("still running after their cancellation: %s", "; ".join(stragglers))
-                known = set(now)
-
     def _check_open(self) -> None:
         if self._state != "open":
             raise Closed("the aggregator", self._state)
 
-    def _remember(self, batch_id: str) -> None:
-        self._forget()
-        self._remembered[batch_id] = trio.current_time() + self._cleanup_interval
-        self._remembered.move_to_end(batch_id)
-        if len(self._remembered) > _MOST_REMEMBERED_IDS:
-            self._remembered.popitem(last=False)
-
-    def _forget(self) -> None:
-        # Whenever somebody looks, not in a task that wakes up for it: nothing else reads them.
-        if not trio.lowlevel.in_trio_run():
-            return  # statistics are asked for after the run too, and by threads
-        now = trio.current_time()
-        while self._remembered and next(iter(self._remembered.values())) <= now:
-            self._remembered.popitem(last=False)
-
     def _ignore(self, batch_id: str, station_id: str) -> Answer:
-        self._forget()
         answer = Answer.LATE if batch_id in self._remembered else Answer.UNKNOWN
         self._observer.ignored(batch_id, station_id, answer)
         return answer

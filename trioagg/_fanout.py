@@ -171,6 +171,10 @@ class Reaper:
         """The same, of batches that were cancelled from above: that is no fault of their stations."""
         self._samples = Samples()
 
+    def stragglers(self) -> dict[Batch, trio.Nursery]:
+        """Closed batches whose stations run on, whatever ended them."""
+        return self.unreaped | self.aborted
+
     def stacks(self, nursery: trio.Nursery, calls: Calls, collector: BatchCollector) -> dict[str, Places]:
         """Where some of the stations in *nursery* are that have not answered."""
         room = self._samples.take(trio.current_time())

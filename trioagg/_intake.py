@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from ._records import in_words
-from ._stuck import task_stack
+from ._stragglers import describe_stragglers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -85,15 +84,3 @@ class Intake:
             )
         self._paused = paused
         return paused
-
-
-def describe_stragglers(unreaped: Mapping[Batch, trio.Nursery], *, most: int) -> list[str]:
-    """Which stations still run in batches that are closed, and where they wait."""
-    lines: list[str] = []
-    for batch, nursery in unreaped.items():
-        for task in nursery.child_tasks:
-            if len(lines) == most:
-                return [*lines, "..."]
-            where = " <- ".join(in_words(task_stack(task)))
-            lines.append(f"station {task.name} of batch {batch.batch_id} at {where}")
-    return lines

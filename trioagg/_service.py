@@ -6,6 +6,7 @@ import logging
 import time
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 import trio
@@ -230,36 +231,38 @@ class AsyncDataAnalysisService:
         if self._exactly_once:
             # Somebody has to sleep for a moment, however much in a hurry.
             self._connection["commit_interval"] = max(transaction_linger, 0.005)
-        self._batches: dict[str, Any] = {
-            "batch_timeout": batch_timeout,
-            "quorum": quorum,
-            "required": tuple(required) if not isinstance(required, str) else required,
-            "max_failures": max_failures,
-            "station_timeout": station_timeout,
-            "retry_station": retry_station,
-            "lane": lane,
-            "max_threads": max_threads,
-            "max_abandoned_threads": max_abandoned_threads,
-            "max_processes": max_processes,
-            "cleanup_interval": cleanup_interval,
-            "max_batches_in_flight": max_batches_in_flight,
-            "max_unreaped_batches": max_unreaped_batches,
-            "max_running_stations": max_running_stations,
-            "max_uploads": max_uploads,
-            "on_upload_failure": on_upload_failure,
-            "upload_attempts": upload_attempts,
-            "upload_timeout": upload_timeout,
-            "drain_timeout": drain_timeout,
-            "log_language": log_language,
-            "observers": tuple(observers),
-            "tune_gc": tune_gc,
-        }
         # Of what happens to a message before it has a batch, and after.
-        self._observer = Observers(self._batches["observers"])
+        self._observers = tuple(observers)
+        self._observer = Observers(self._observers)
+        self._make_aggregator = partial(
+            BatchResultAggregator[Any],
+            batch_timeout=batch_timeout,
+            quorum=quorum,
+            required=required if isinstance(required, str) else tuple(required),  # it is read twice
+            max_failures=max_failures,
+            station_timeout=station_timeout,
+            retry_station=retry_station,
+            lane=lane,
+            max_threads=max_threads,
+            max_abandoned_threads=max_abandoned_threads,
+            max_processes=max_processes,
+            cleanup_interval=cleanup_interval,
+            max_batches_in_flight=max_batches_in_flight,
+            max_unreaped_batches=max_unreaped_batches,
+            max_running_stations=max_running_stations,
+            max_uploads=max_uploads,
+            on_upload_failure=on_upload_failure,
+            upload_attempts=upload_attempts,
+            upload_timeout=upload_timeout,
+            drain_timeout=drain_timeout,
+            log_language=log_language,
+            tune_gc=tune_gc,
+        )
+        self._buries_lists = on_upload_failure == "dead_letter"
         # Made here too, so that a wrong value is found where it was typed; it is also what statistics() of a service
         # that has not started are read from.
-        self._aggregator: BatchResultAggregator[Any] = BatchResultAggregator(
-            **self._batches, dead_letter_handler=_nobody if on_upload_failure == "dead_letter" else None
+        self._aggregator = self._make_aggregator(
+            observers=self._observers, dead_letter_handler=_nobody if self._buries_lists else None
         )
         self._outputs: Outputs | None = None
         self._drain_timeout = drain_timeout
@@ -406,14 +409,13 @@ class AsyncDataAnalysisService:
         outputs = self._outputs = Outputs(
             self._module_name, self._result_topic, *self._letters, include_ledger=self._include_ledger
         )
-        settings = self._batches | {"observers": (*self._batches["observers"], outputs)}
-        aggregator: BatchResultAggregator[Any] = BatchResultAggregator(
+        aggregator = self._make_aggregator(
             callback,
             batch_upload_handler,
             report_handler=report_handler,
             sink=outputs if outputs.wanted else None,
-            dead_letter_handler=outputs.bury_list if settings["on_upload_failure"] == "dead_letter" else None,
-            **settings,
+            observers=(*self._observers, outputs),
+            dead_letter_handler=outputs.bury_list if self._buries_lists else None,
         )
         self._aggregator = aggregator
         try:
