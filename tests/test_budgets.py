@@ -156,6 +156,7 @@ async def test_a_batch_without_any_time_left_begins_no_station(autojump_clock: M
         ({"max_threads": 0}, "max_threads=0: it must be 1 or more"),
         ({"max_abandoned_threads": 0}, "max_abandoned_threads=0: it must be 1 or more"),
         ({"max_processes": 0}, "max_processes=0: it must be 1 or more"),
+        ({"start_method": "fork"}, "start_method='fork': use 'spawn' or 'forkserver'"),
         ({"include_ledger": True}, "include_ledger=True is about the messages in the result_topic"),
         ({"required": "S1", "quorum": 1}, "several stations, not one string"),
     ],

@@ -80,8 +80,11 @@ def _in_time(topic: str | None, stations: int) -> float:
     return 1.5 if stations == 2 else 60.0
 
 
-async def test_what_keeps_a_cpu_busy_is_killed_at_the_deadline() -> None:
-    async with BatchResultAggregator(spin, lane="process", max_processes=2, batch_timeout=_in_time) as aggregator:
+@pytest.mark.parametrize("start_method", ["spawn", "forkserver"])
+async def test_what_keeps_a_cpu_busy_is_killed_at_the_deadline(start_method: Any) -> None:
+    async with BatchResultAggregator(
+        spin, lane="process", max_processes=2, start_method=start_method, batch_timeout=_in_time
+    ) as aggregator:
         await aggregator.run("the workers are there", {"A": 0.0})
         report = await aggregator.run("b", {"A": 60.0, "B": 0.0})
         assert report.stations["A"].verdict == "timed_out"

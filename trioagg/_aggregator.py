@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from ._calls import StationTimeout
     from ._goals import Quorum
-    from ._lanes import LaneName
+    from ._lanes import LaneName, StartMethod
     from ._retry import Retry
 
     BatchTimeout = float | Callable[[str | None, int], float]
@@ -73,6 +73,8 @@ class BatchResultAggregator(Generic[T]):
       max_abandoned_threads: In the lane ``thread``: threads that were left behind at a deadline and run on; at the
         bound stations are skipped.
       max_processes: In the lane ``process``; None is one for every CPU.
+      start_method: In the lane ``process``: ``"spawn"``, or ``"forkserver"``, which starts workers a little sooner, by a
+        process that stays until the program ends.
       max_running_stations: Stations of one batch that run at once, where the lane has room for so many.
       max_uploads: Lists brought up side by side.
       on_upload_failure: After the last try: ``"stop"`` ends the block with :class:`UploadFailed`; ``"skip"`` logs an
@@ -112,6 +114,7 @@ class BatchResultAggregator(Generic[T]):
         max_threads: int = 100,
         max_abandoned_threads: int = 100,
         max_processes: int | None = None,
+        start_method: StartMethod = "spawn",
         cleanup_interval: float = 60.0,
         max_batches_in_flight: int = 100,
         max_unreaped_batches: int = 50,
@@ -158,6 +161,7 @@ class BatchResultAggregator(Generic[T]):
             max_threads=max_threads,
             max_abandoned_threads=max_abandoned_threads,
             max_processes=max_processes,
+            start_method=start_method,
             station_timeout=station_timeout,
             retry=retry_station,
         )

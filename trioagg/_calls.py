@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from ._collector import BatchCollector
-    from ._lanes import LaneName
+    from ._lanes import LaneName, StartMethod
     from ._records import Places
 
     StationCallback = Callable[[str, Any], Awaitable[object]]
@@ -38,6 +38,7 @@ class Calls:
       max_threads: For ``thread``: those that somebody waits for.
       max_abandoned_threads: For ``thread``: those that were left behind at a deadline.
       max_processes: For ``process``; None is one for every CPU.
+      start_method: For ``process``.
       station_timeout: Seconds for one try of one station, the wait for a thread or a worker included; or a function of
         its id, where None is no limit.
       retry: When a station is tried again.
@@ -54,6 +55,7 @@ class Calls:
         max_threads: int = 100,
         max_abandoned_threads: int = 100,
         max_processes: int | None = None,
+        start_method: StartMethod = "spawn",
         station_timeout: StationTimeout | None = None,
         retry: Retry | None = None,
     ) -> None:
@@ -70,6 +72,9 @@ class Calls:
         ):
             if not isinstance(number, int) or number < 1:
                 raise ValueError(f"{name}={number!r}: it must be 1 or more")
+        if start_method not in ("spawn", "forkserver"):
+            # Not "fork": it copies a process with threads, whose locks may be held for ever in the copy.
+            raise ValueError(f"start_method={start_method!r}: use 'spawn' or 'forkserver'")
         check_lane(lane)
         self.lane: Lane | None = None
         """None for tasks: these need nothing."""
@@ -80,7 +85,7 @@ class Calls:
                 case "inline":
                     self.lane = Inline(callback)
                 case "process":
-                    self.lane = Processes(callback, max_processes)
+                    self.lane = Processes(callback, max_processes, start_method)
         self._call: StationCallback = self.lane or callback or _nobody
         self._timeout, self._retry = station_timeout, retry
         self._once = self._call if station_timeout is None else self._in_time

@@ -33,6 +33,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 LaneName = Literal["task", "thread", "inline", "process"]
+StartMethod = Literal["spawn", "forkserver"]
 
 
 class Lane(Protocol):

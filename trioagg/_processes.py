@@ -16,6 +16,7 @@ from ._errors import WorkerDied
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from ._lanes import StartMethod
     from ._records import Places
 
 logger = logging.getLogger("trioagg")
@@ -33,13 +34,14 @@ class Processes:
 
     Args:
       limit: How many work at once; None is one for every CPU.
+      start_method: ``"spawn"`` or ``"forkserver"``, as of :mod:`multiprocessing`.
 
     Raises:
       ValueError: if *function* cannot be sent to another process.
       ImportError: if trio-parallel is not installed.
     """
 
-    def __init__(self, function: Callable[[str, Any], Any], limit: int | None) -> None:
+    def __init__(self, function: Callable[[str, Any], Any], limit: int | None, start_method: StartMethod) -> None:
         try:
             import trio_parallel
         except ImportError:
@@ -51,7 +53,7 @@ class Processes:
                 f"lane='process' sends the callback to other processes, and {function!r} cannot be sent ({error}): "
                 "use a def at the top level of a module, and no lambda, no inner function and no bound method"
             ) from error
-        self._library, self._function = trio_parallel, function
+        self._library, self._function, self._start_method = trio_parallel, function, start_method
         self._count = limit or os.cpu_count() or 1
         self.at_once = float(self._count)
         self._limiter = trio.CapacityLimiter(self._count)
@@ -64,7 +66,9 @@ class Processes:
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
-        context = self._library.open_worker_context(idle_timeout=math.inf, grace_period=_GRACE_SECONDS)
+        context = self._library.open_worker_context(
+            idle_timeout=math.inf, grace_period=_GRACE_SECONDS, worker_type=self._library.WorkerType(self._start_method)
+        )
         self._workers = await context.__aenter__()
         try:
             async with trio.open_nursery() as nursery:

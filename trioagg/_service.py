@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ._goals import Quorum
     from ._join import Latest
     from ._kafka import Kafka, KafkaStatistics, Record
-    from ._lanes import LaneName
+    from ._lanes import LaneName, StartMethod
     from ._observer import LogLanguage, Observer
     from ._outputs import Outputs
     from ._reader import MessageParser
@@ -156,6 +156,7 @@ class AsyncDataAnalysisService:
         max_threads: int = 100,
         max_abandoned_threads: int = 100,
         max_processes: int | None = None,
+        start_method: StartMethod = "spawn",
         cleanup_interval: float = 60.0,
         max_batches_in_flight: int = 100,
         max_unreaped_batches: int = 50,
@@ -246,6 +247,7 @@ class AsyncDataAnalysisService:
             max_threads=max_threads,
             max_abandoned_threads=max_abandoned_threads,
             max_processes=max_processes,
+            start_method=start_method,
             cleanup_interval=cleanup_interval,
             max_batches_in_flight=max_batches_in_flight,
             max_unreaped_batches=max_unreaped_batches,
