@@ -73,8 +73,8 @@ class BatchResultAggregator(Generic[T]):
       max_abandoned_threads: In the lane ``thread``: threads that were left behind at a deadline and run on; at the
         bound stations are skipped.
       max_processes: In the lane ``process``; None is one for every CPU.
-      start_method: In the lane ``process``: ``"spawn"``, or ``"forkserver"``, which starts workers a little sooner, by a
-        process that stays until the program ends.
+      start_method: In the lane ``process``: ``"spawn"``, or ``"forkserver"``, which starts workers a little sooner, by
+        a process that stays until the program ends.
       max_running_stations: Stations of one batch that run at once, where the lane has room for so many.
       max_uploads: Lists brought up side by side.
       on_upload_failure: After the last try: ``"stop"`` ends the block with :class:`UploadFailed`; ``"skip"`` logs an
