@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import aiokafka
+import aiokafka.errors
 import pytest
 import trio
 from broker import Kafka, create_topic, delete_topic, produce, read_all, unique
@@ -20,9 +25,11 @@ from trioagg._join import Context
 from trioagg._stations import ModuleInputs, module_input
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-PARAM, WEATHER = "SCHEDULE-STATION-PARAM", "WEATHER"
+    from broker import Broker
+
+NOT_JSON = "not JSON: Input data was truncated"
 
 
 def context(required: Sequence[str] = (), **kinds: Latest) -> Context:
@@ -118,6 +125,45 @@ def test_poison_is_passed_over_and_counted(caplog: pytest.LogCaptureFixture) -> 
     known.update("param", None, b"{", 1000)
     assert known.poison == 1
     assert "a message of context topic param is poison and is passed over: not JSON" in caplog.text
+
+
+def test_a_topic_full_of_poison_does_not_flood_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    now = 1000.0
+    kinds = {"param": Latest(), "weather": Latest()}
+    known = Context(kinds, (), InputLimits(), clock=lambda: now)
+
+    def lines() -> list[str]:
+        said = [record.getMessage() for record in caplog.records]
+        caplog.clear()
+        return said
+
+    for _ in range(100_000):
+        known.update("param", None, b"{", 1000)
+    assert known.poison == known.messages == 100_000
+    assert len(lines()) == 3
+    known.update("weather", None, b"{", 1000)  # this one's first
+    assert lines() == ["a message of context topic weather is poison and is passed over: " + NOT_JSON]
+    known.tell_poison()
+    assert lines() == []
+    now += 60
+    known.tell_poison()
+    gathered = "context topic param: {} more messages are poison and are passed over, {} in all; the last one: {}"
+    assert lines() == [gathered.format(99_997, 100_000, NOT_JSON)]
+    now += 59
+    known.update("param", None, b"{", 1000)
+    known.tell_poison()
+    assert lines() == []
+    now += 1
+    known.update("param", None, b"7", 1000)
+    assert lines() == [gathered.format(2, 100_002, "an integer, neither an object nor a list")]
+    known.update("param", None, b"{", 1000)
+    known.tell_poison(at_once=True)
+    known.tell_poison(at_once=True)
+    assert lines() == [gathered.format(1, 100_003, NOT_JSON)]
+    now += 3600  # and one that comes alone is told when it comes
+    known.update("param", None, b"{", 1000)
+    assert lines() == [gathered.format(1, 100_004, NOT_JSON)]
+    assert known.poison == 100_005
 
 
 def test_the_number_of_stations_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
@@ -222,7 +268,7 @@ def parameters(stations: range, limit: int) -> list[tuple[bytes | None, bytes, i
 
 
 async def test_ten_thousand_stations_are_known_before_the_first_batch_and_followed_from_then_on(
-    kafka: Kafka, caplog: pytest.LogCaptureFixture, record_property: Any
+    kafka: Kafka, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level(logging.INFO, "trioagg")
     param = create_topic(kafka.bootstrap, unique("param"), 2, {"cleanup.policy": "compact"})
@@ -254,7 +300,7 @@ async def test_ten_thousand_stations_are_known_before_the_first_batch_and_follow
         one = service(unique("group"))
         began = time.monotonic()
         async with one.start(callback, upload):
-            print(f"10,000 stations are known after {time.monotonic() - began:.1f} s")
+            known_after = time.monotonic() - began
             assert one.statistics().context_messages == 10_000
             await until(lambda: len(seen) == 1)
             assert seen == [{"S00000": 1, "S05000": 1, "S09999": 1}]
@@ -277,6 +323,8 @@ async def test_ten_thousand_stations_are_known_before_the_first_batch_and_follow
             await until(lambda: len(seen) == 4)
         assert seen[2:] == [seen[1], seen[1]]
     assert "context topics are read: 10000 messages, 10000 stations" in caplog.text
+    with capsys.disabled():
+        print(f"\n10,000 stations are known after {known_after:.1f} s; an update after {min(waited):.2f} s")
 
 
 async def test_only_what_is_young_enough_is_read(kafka: Kafka) -> None:
@@ -369,3 +417,126 @@ async def test_a_context_topic_that_is_deleted_ends_the_service(kafka: Kafka, mo
         async with service.start(lambda station_id, given: None):
             await trio.to_thread.run_sync(delete_topic, kafka.bootstrap, param)
             await trio.sleep_forever()
+
+
+def reader_of(service: AsyncDataAnalysisService) -> Any:
+    kafka: Any = service._kafka
+    return kafka._bridge.context
+
+
+async def test_a_broker_that_is_away_at_the_start_is_waited_for_and_not_in_silence(
+    own_broker: Broker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_kafka_context, "_TELL_SECONDS", 0.5)
+    monkeypatch.setattr(_kafka_context, "_LOOK_SECONDS", 0.2)
+    param = create_topic(own_broker.bootstrap, unique("param"), 1)
+    produce(own_broker.bootstrap, param, [(b"S1", b'{"stationId": "S1"}', 0)])
+    load = Load(own_broker.bootstrap)
+    # Shorter than the absence: no question to the broker may have its own opinion of how long one waits.
+    settings = replace(QUICK, request_timeout=1.0)
+
+    cancelled: list[float] = []
+
+    def cancel(scope: trio.CancelScope) -> None:
+        cancelled.append(time.monotonic())
+        scope.cancel()
+
+    async def when_it_is_said(text: str, then: Callable[[], None]) -> None:
+        await until(lambda: text in caplog.text)
+        await trio.sleep(0.8)
+        then()
+
+    async def start(stage: str, break_it: Callable[[], None], repair: Callable[[], None]) -> None:
+        original = getattr(_kafka_context.ContextReader, stage)
+
+        async def broken(self: _kafka_context.ContextReader, *args: Any) -> Any:
+            patch.undo()
+            break_it()
+            return await original(self, *args)
+
+        caplog.clear()
+        service = load.service(context_topics={param: Latest()}, kafka=settings)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_kafka_context.ContextReader, stage, broken)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(when_it_is_said, f"nothing comes of {param}/0: 0 messages so far", repair)
+                async with service.start(lambda station_id, given: None):
+                    assert service.statistics().context_messages == 1
+                    assert caplog.text.count("waiting for context topics") >= 2
+                    if stage == "_poll_aio":
+                        await freeze_again(reader_of(service))
+
+    async def freeze_again(reader: Any) -> None:
+        reader.wedged_seconds = 0.4
+        own_broker.freeze()
+        await trio.sleep(1.0)
+        own_broker.thaw()
+        assert reader.rebuilds == 0  # nobody answers: it is not the client
+
+    with trio.fail_after(100):
+        for stage in ("_open_aio", "_find_aio", "_poll_aio"):
+            await start(stage, own_broker.freeze, own_broker.thaw)
+        with trio.CancelScope() as scope:
+            await start("_find_aio", own_broker.kill, partial(cancel, scope))
+        assert scope.cancelled_caught
+        assert time.monotonic() - cancelled[0] < 5
+
+
+async def test_only_partitions_without_a_leader_are_named(
+    kafka: Kafka, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_kafka_context, "_TELL_SECONDS", 0.2)
+    param = create_topic(kafka.bootstrap, unique("param"), 14)
+    produce(kafka.bootstrap, param, [(b"S1", b'{"stationId": "S1"}', 0), (b"S2", b'{"stationId": "S2"}', 13)])
+    original = aiokafka.AIOKafkaConsumer.end_offsets
+    leaderless = {*range(2, 14)}
+
+    async def end_offsets(self: Any, partitions: list[aiokafka.TopicPartition]) -> Any:
+        if not leaderless.isdisjoint(partition.partition for partition in partitions):
+            await asyncio.sleep(0.1)
+            raise aiokafka.errors.KafkaTimeoutError
+        return await original(self, partitions)
+
+    async def elected() -> None:
+        await until(lambda: "and 2 more: 0 messages so far, nobody knows how many to go" in caplog.text)
+        leaderless.intersection_update({13})
+        await until(lambda: f"nothing comes of {param}/13: 0 messages so far" in caplog.text)
+        leaderless.clear()
+
+    monkeypatch.setattr(aiokafka.AIOKafkaConsumer, "end_offsets", end_offsets)
+    service = Load(kafka.bootstrap).service(context_topics={param: Latest()})
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(elected)
+            async with service.start(lambda station_id, given: None):
+                assert service.statistics().context_messages == 2
+    line = next(record.getMessage() for record in caplog.records if "and 2 more: " in record.getMessage())
+    assert f"nothing comes of {', '.join(f'{param}/{number}' for number in range(2, 12))} and 2 more: " in line
+
+
+async def test_a_client_that_gets_no_answer_though_kafka_gives_them_is_made_anew_where_it_was(
+    kafka: Kafka, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_kafka_context, "_LOOK_SECONDS", 0.2)
+    param = create_topic(kafka.bootstrap, unique("param"), 2)
+    said = [(None, b'{"stationId": "S1", "number": %d}' % number, number % 2) for number in range(20)]
+    produce(kafka.bootstrap, param, said[:10])
+    service = Load(kafka.bootstrap).service(context_topics={param: Window(20)})
+
+    async def for_ever(*args: object, **kwargs: object) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    with trio.fail_after(60):
+        async with service.start(lambda station_id, given: None):
+            reader = reader_of(service)
+            reader._consumer._client.send = for_ever
+            reader.wedged_seconds = 2.0
+            await trio.sleep(0.6)  # the last fetch that was under way
+            produce(kafka.bootstrap, param, said[10:])
+            await until(lambda: reader.rebuilds == 1)
+            reader.wedged_seconds = 60.0
+            await until(lambda: service.statistics().context_messages == 20)
+            known = joined(service._context, "S1")[param]
+            assert sorted(record["number"] for record in known) == [*range(20)]  # each of them once
+    assert "the consumer of the context topics has had no answer for 2 s, though Kafka answers" in caplog.text
+    assert reader.rebuilds == 1

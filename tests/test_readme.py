@@ -111,7 +111,7 @@ def message(stations: int) -> bytes:
 
 def test_there_are_the_examples_that_are_tested_here() -> None:
     assert list(EXAMPLES) == [
-        *("basic", "complete", "errors", "metrics", "observer", "embedded"),
+        *("basic", "complete", "errors", "metrics", "observer", "embedded", "context"),
         *("process lane", "early", "stuck"),
     ]
 
@@ -172,6 +172,31 @@ def test_complete(bootstrap: str, tmp_path: Path) -> None:
             assert re.fullmatch(r"S00\d", result.pop("station_id"))
             assert result == {"prediction": {"predicted_value": 42}, "confidence": 0.95}
     assert committed(bootstrap, "model_inference", TOPIC) == end_offsets(bootstrap, TOPIC) == {0: 3, 1: 2}
+
+
+@pytest.mark.kafka
+async def test_context(bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    param, weather = "SCHEDULE-STATION-PARAM", "WEATHER"
+    create_topic(bootstrap, param)
+    create_topic(bootstrap, weather)
+    produce(bootstrap, param, [json.dumps({"stationId": f"S00{n}", "limit": n}) for n in (1, 2, 9, 1)])
+    produce(bootstrap, weather, [json.dumps({"hour": hour}) for hour in range(30)])
+    monkeypatch.setenv("BOOTSTRAP", bootstrap)
+    names: dict[str, Any] = {}
+    exec(EXAMPLES["context"], names)
+    inputs: list[dict[str, Any]] = []
+    reports: list[trioagg.BatchReport] = []
+    with trio.fail_after(100):
+        async with names["service"].start(lambda _, given: inputs.append(given), report_handler=reports.append):
+            while len(reports) < 5:
+                await trio.sleep(0.05)
+    assert {given["stationId"] for given in inputs} == {"S001", "S002"}
+    for given in inputs:
+        assert given[param] == [{"stationId": given["stationId"], "limit": int(given["stationId"][-1])}]
+        assert [record["hour"] for record in given[weather]] == [*range(6, 30)]
+    skipped = {station_id for report in reports for station_id, it in report.stations.items() if it.error}
+    assert skipped == {f"S00{number}" for number in range(3, 8)}
+    assert sum(report.skipped for report in reports) == sum(range(1, 6))
 
 
 async def test_errors(capsys: pytest.CaptureFixture[str]) -> None:

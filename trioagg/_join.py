@@ -1,24 +1,31 @@
-"""What other topics say about a station, joined into what its callback gets.  No Trio, no clock, no I/O."""
+"""What other topics say about a station, joined into what its callback gets.  No Trio, no I/O.
+
+A clock only decides how often the same complaint is written to the log.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
+import time
 from collections import OrderedDict, deque
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ._errors import PoisonMessage
 from ._stations import parse_message
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from ._settings import InputLimits
 
 logger = logging.getLogger("trioagg")
+
+_POISON_IN_FULL: Final = 3
+_POISON_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +98,8 @@ class _Topic:
         self._by_key: dict[bytes, set[str]] = {}
         """Which stations have records that came under a key."""
         self.bytes = self.bytes_of_everybody = self.forgotten = 0
+        self._poison = self._untold = 0
+        self._told, self._reason = -math.inf, ""
 
     def add_to_all(self, kept: _Kept) -> None:
         self.everybody.append(kept)
@@ -149,6 +158,25 @@ class _Topic:
             self.everybody.remove(kept)
             self.bytes_of_everybody -= kept.size
 
+    def complain(self, reason: str, now: float) -> None:
+        # A topic that is nothing but poison would write a line for every message, at every start.
+        self._poison += 1
+        if self._poison > _POISON_IN_FULL:
+            self._untold, self._reason = self._untold + 1, reason
+            self.tell_poison(now - _POISON_SECONDS, now)
+            return
+        self._told = now
+        logger.warning("a message of context topic %s is poison and is passed over: %s", self.name, reason)
+
+    def tell_poison(self, since: float, now: float) -> None:
+        """Say what was gathered, unless something was said after *since*."""
+        if self._untold and self._told <= since:
+            logger.warning(
+                "context topic %s: %d more messages are poison and are passed over, %d in all; the last one: %s",
+                *(self.name, self._untold, self._poison, self._reason),
+            )
+            self._told, self._untold = now, 0
+
     def of(self, station_id: str) -> deque[_Kept]:
         return self.stations.get(station_id) or self.everybody
 
@@ -159,12 +187,19 @@ class Context:
     Args:
       kinds: What is kept of each topic.
       required: Topics without which a station is not run.
+      clock: In seconds, for what the log says once a minute.
 
     Raises:
       ValueError: if one that is required is none of them.
     """
 
-    def __init__(self, kinds: Mapping[str, Latest], required: Collection[str], limits: InputLimits) -> None:
+    def __init__(
+        self,
+        kinds: Mapping[str, Latest],
+        required: Collection[str],
+        limits: InputLimits,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         if not isinstance(kinds, Mapping):
             raise ValueError(f"context_topics={kinds!r}: use a dict, like {{'WEATHER': Latest()}}")
         if isinstance(required, str):
@@ -177,8 +212,11 @@ class Context:
             if not isinstance(kind, Latest):
                 raise ValueError(f"context_topics[{name!r}]={kind!r}: use Latest() or Window(24)")
         self._topics = {name: _Topic(name, kind) for name, kind in kinds.items()}
-        self._required, self._limits = tuple(required), limits
-        self.messages = self.poison = 0
+        self._required, self._limits, self._clock = tuple(required), limits, clock
+        self.messages = 0
+        """Of all context topics, poison and deletions among them."""
+        self.poison = 0
+        """Messages that could not be read and were passed over."""
 
     def __bool__(self) -> bool:
         return bool(self._topics)
@@ -201,7 +239,7 @@ class Context:
             parsed = parse_message(value, self._limits)
         except PoisonMessage as error:
             self.poison += 1
-            logger.warning("a message of context topic %s is poison and is passed over: %s", topic, error.reason)
+            kept.complain(error.reason, self._clock())
             return
         if parsed.tombstone:
             if key is not None:
@@ -214,6 +252,15 @@ class Context:
                 kept.add(station_id, _Kept(record, timestamp_ms, size, key))
         for record in parsed.global_records:
             kept.add_to_all(_Kept(record, timestamp_ms, size, key))
+
+    def tell_poison(self, *, at_once: bool = False) -> None:
+        """Log how many messages more were poison, if a minute went by since the last line, or *at_once*.
+
+        Of every topic the first three are named one by one, as they come.
+        """
+        now = self._clock()
+        for topic in self._topics.values():
+            topic.tell_poison(now if at_once else now - _POISON_SECONDS, now)
 
     def join(self, station_id: str, given: dict[str, Any]) -> dict[str, Any]:
         """Add what is known of a station to what its callback gets.  The records are copies."""
