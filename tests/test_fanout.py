@@ -587,3 +587,16 @@ async def test_a_station_that_waits_for_its_turn_costs_no_more_than_its_places_i
     stations = {f"S{number:06d}": number for number in range(count)}
     few = await bytes_of({f"S{number:06d}": number for number in range(100)})
     assert (await bytes_of(stations) - few) / (count - 100) <= 64
+
+
+async def test_no_station_starts_after_the_deadline_however_long_others_block(autojump_clock: MockClock) -> None:
+    async def blocks(station_id: str, seconds: float) -> dict:
+        autojump_clock.jump(seconds)
+        return {"station_id": station_id}
+
+    # Trio's order is random: whose turn it is after the deadline must not matter.
+    for _ in range(40):
+        report = await run_batch("b", dict.fromkeys(["A", "B", "C", "D"], 0.7), blocks, batch_timeout=0.5)
+        assert report.completed_by == "timeout"
+        assert report.seconds == pytest.approx(0.7)
+        assert (report.succeeded, report.skipped) == (1, 3)

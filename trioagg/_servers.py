@@ -65,7 +65,16 @@ class Servers:
         self._clean_values = tuple(self._clean.values())
         items: Iterator[tuple[str, Any]] = iter(inputs)
         # What every server needs: bound once, not once a task.
-        self._bound = call, batch._collector, batch._starts, batch._opened, now, items, len(self._clean_values)
+        self._bound = (
+            call,
+            batch._collector,
+            batch._starts,
+            batch._opened,
+            batch.deadline,
+            now,
+            items,
+            len(self._clean_values),
+        )
 
     def start(self) -> None:
         """Start the first server."""
@@ -99,13 +108,19 @@ class Servers:
             self._room += 1
             self._generation = 1
             return  # noqa: ASYNC910 - as above
-        call, collector, starts, opened, now, items, variables = self._bound
+        call, collector, starts, opened, deadline, now, items, variables = self._bound
         task = trio.lowlevel.current_task()
         # Private, hence the stand-in: a Trio without it has a sharper eye for scopes left open, or none.
         inside: Any = task if _KNOWS_SCOPES else _NoScope
         scope = inside._cancel_status
         hears_answers = batch._hears_answers
         began = now()
+        if began > deadline:
+            # Somebody held the loop until now, and the order in which Trio goes on is random: that of the deadline may
+            # come last.
+            batch.end(CompletedBy.TIMEOUT)
+            self._room += 1
+            return  # noqa: ASYNC910 - as above
         while True:
             # First: Ctrl-C between the two must not let another server ask for one too many.
             left = self._left = self._left - 1
@@ -163,6 +178,9 @@ class Servers:
                 if collector._report is not None or not self._left or self._giving_way:
                     break
                 began = self._slice_began = now()
+                if began > deadline:
+                    batch.end(CompletedBy.TIMEOUT)  # as above
+                    break
         self._room += 1
         # From 3.12 on, the frames of a kept error keep this one and what it knows: us, who keep the error.
         del self, batch, collector
