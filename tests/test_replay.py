@@ -196,7 +196,42 @@ async def test_a_dry_run_says_what_would_be_done_and_does_nothing(kafka: Kafka) 
             assert (done.letters, done.batches, done.stations) == (3, 3, 5)
     assert len(lines) == 6
     assert lines[0].startswith(f"message {letters.dead}/0/0: batch {letters.topic}_")
-    assert set(committed(kafka.bootstrap, f"{letters.dead}-replay", letters.dead).values()) <= {None, 0}
+    assert set(committed(kafka.bootstrap, f"{letters.dead}-replay", letters.dead).values()) == {None}
+
+
+async def test_a_dry_run_does_not_disturb_a_replay_that_runs(kafka: Kafka) -> None:
+    load = Load(kafka.bootstrap, 5, partitions=1)
+    group = f"{load.group}-replay"
+    settings = {"bootstrap_servers": kafka.bootstrap, "kafka": QUICK, "group_id": group, "result_topic": load.results}
+    ran: Counter[str] = Counter()
+    lines: list[str] = []
+    may_go_on = trio.Event()
+
+    async def held(station_id: str, given: dict) -> dict:
+        answer = await double(station_id, given)
+        ran[f"{answer['number']} {station_id}"] += 1
+        await may_go_on.wait()
+        return answer
+
+    async def run() -> None:
+        nonlocal done
+        done = await replay(held, load.topic, batch_timeout=60, **settings)
+
+    done = Replayed()
+    with trio.fail_after(60):
+        assert (await replay(double, load.topic, last_offset=1, **settings)).batches == 2
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            await until(lambda: ran.total() == 9)
+            before = committed(kafka.bootstrap, group, load.topic)
+            dry = await replay(double, load.topic, dry_run=True, told=lines.append, **settings)
+            assert committed(kafka.bootstrap, group, load.topic) == before == {0: 2}
+            may_go_on.set()
+    assert (dry.letters, dry.batches, dry.stations) == (3, 3, 9)
+    assert [line.split(":")[0] for line in lines] == [f"message {load.topic}/0/{offset}" for offset in (2, 3, 4)]
+    assert (done.letters, done.batches) == (3, 3)
+    assert set(ran.values()) == {1}
+    assert committed(kafka.bootstrap, group, load.topic) == {0: 5}
 
 
 async def test_whole_batches_can_be_run_again(kafka: Kafka) -> None:
