@@ -112,7 +112,7 @@ def message(stations: int) -> bytes:
 def test_there_are_the_examples_that_are_tested_here() -> None:
     assert list(EXAMPLES) == [
         *("basic", "complete", "errors", "metrics", "observer", "embedded", "context"),
-        *("process lane", "early", "stuck"),
+        *("process lane", "early", "stuck", "replay"),
     ]
 
 
@@ -197,6 +197,21 @@ async def test_context(bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> None:
     skipped = {station_id for report in reports for station_id, it in report.stations.items() if it.error}
     assert skipped == {f"S00{number}" for number in range(3, 8)}
     assert sum(report.skipped for report in reports) == sum(range(1, 6))
+
+
+@pytest.mark.kafka
+def test_replay(bootstrap: str, tmp_path: Path) -> None:
+    letters = create_topic(bootstrap, "MODEL_DEAD_LETTERS")
+    about = {"topic": TOPIC, "partition": "1", "offset": "7", "batch-id": "late", "reason": "stations"}
+    headers = [(f"trioagg-{name}", value.encode()) for name, value in {**about, "stations": '["S002"]'}.items()]
+    produce(bootstrap, letters, [(None, message(3), 0, headers)])
+    for said in ("1 batches are up, 1 of 1 stations", "0 batches are up, 0 of 0 stations"):
+        with Program(EXAMPLES["replay"], tmp_path, BOOTSTRAP=bootstrap) as program:
+            assert program.end() == [f"{said} have answered"]
+    (supplement,) = (it for it in read_all(bootstrap, OUTPUT) if it.key() == b"late")
+    assert json.loads(supplement.value())["results"] == [{"station_id": "S002"}]
+    assert dict(supplement.headers())["trioagg-supplement"] == b"true"
+    assert committed(bootstrap, f"{letters}-replay", letters) == {0: 1}
 
 
 async def test_errors(capsys: pytest.CaptureFixture[str]) -> None:
