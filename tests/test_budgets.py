@@ -147,7 +147,7 @@ async def test_a_batch_without_any_time_left_begins_no_station(autojump_clock: M
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"sla_seconds": 0}, "sla_seconds=0: it must be more than 0 seconds, or None"),
+        ({"sla_seconds": 0}, "sla_seconds=0: it must be more than 0 seconds"),
         ({"sla_policy": "drop"}, "use 'process', 'skip' or 'full'"),
         ({"min_budget": 0}, "min_budget=0: it must be more than 0 seconds"),
         ({"batch_timeout": lambda topic, stations: 5.0}, "give revoke_timeout= too"),

@@ -128,7 +128,8 @@ async def test_a_result_of_another_type_is_a_failure_that_names_the_type(
 
     error = await raised_by(callback)
     assert isinstance(error, BadResult)
-    assert error.reason == f"returned {name}, not a dict or None"
+    hint = ": make the callback `async def`, or await it" if name == "coroutine" else ""
+    assert error.reason == f"returned {name}, not a dict or None{hint}"
 
 
 async def test_a_result_that_cannot_even_be_looked_at_is_a_failure(autojump_clock: MockClock) -> None:
@@ -776,7 +777,7 @@ async def test_a_cancelled_from_a_cache_is_a_failure_in_a_thread_too() -> None:
 async def test_a_plain_function_that_returns_a_coroutine_is_a_failure_that_says_so() -> None:
     report = await run_batch("b", numbered(2), lambda station_id, value: some_coroutine())
     assert report.failed == 2
-    assert str(report.first_error) == "returned coroutine, not a dict or None"
+    assert str(report.first_error).startswith("returned coroutine, not a dict or None: make the callback `async def`")
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import subprocess
+import sys
 import time
 from contextlib import asynccontextmanager
 
@@ -474,3 +477,50 @@ async def test_an_observer_hears_the_whole_way_of_a_message(kafka: Kafka, delive
         *(ends if delivery == "exactly_once" else reversed(ends)),
     ]
     assert heard == {}
+
+
+def test_what_is_wrong_is_said_where_it_is_typed() -> None:
+    for settings, sentence in (
+        ({"kafka": {"security_protocol": "SSL"}}, "use KafkaSettings"),
+        ({"batch_timeout": "5"}, "batch_timeout='5': it must be 0 or more seconds"),
+        ({"max_uploads": "4"}, "max_uploads='4': it must be 1 or more"),
+        ({"commit_interval": "1"}, "commit_interval='1': it must be more than 0 seconds"),
+        ({"dead_letter_limit": 5}, "use DeadLetterLimit"),
+        ({"input_limits": None}, "use InputLimits"),
+        ({"message_parser": "x"}, "cannot be called"),
+        ({"message_parser": trio.sleep}, "message_parser= is called as message_parser(topic, value)"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(sentence)):
+            AsyncDataAnalysisService("module", ["topic"], **settings)
+    with pytest.raises(ValueError, match=re.escape("callback= is called as callback(station_id, module_input)")):
+        AsyncDataAnalysisService("module", ["topic"]).start(lambda given: None, lambda batch_id, results: None)
+
+
+WITH_ASYNCIO = """
+import asyncio
+import trioagg
+
+async def the_service():
+    async with trioagg.AsyncDataAnalysisService("module", ["topic"]).start(lambda s, m: None, lambda b, r: None):
+        pass
+
+async def one_batch():
+    await trioagg.run_batch("b", {"A": 1}, lambda s, v: None)
+
+async def many_batches():
+    async with trioagg.BatchResultAggregator():
+        pass
+
+for main in (the_service, one_batch, many_batches):
+    try:
+        asyncio.run(main())
+    except RuntimeError as error:
+        print(error)
+"""
+
+
+def test_whoever_comes_with_asyncio_is_told_to_run_trio() -> None:
+    # In a program of its own: trio-asyncio, which other tests load, changes what asyncio.run() does.
+    child = subprocess.run([sys.executable, "-c", WITH_ASYNCIO], capture_output=True, text=True, check=True, timeout=60)
+    assert child.stdout.count("trioagg needs `trio.run(main)`, not `asyncio.run(main())`\n") == 3
+    assert child.stderr == ""

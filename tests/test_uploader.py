@@ -164,15 +164,16 @@ async def test_what_would_fail_again_is_not_tried_again(
     assert line.endswith("(try 1 of 1)")
 
 
-async def test_a_handler_that_takes_other_arguments_is_not_tried_again(autojump_clock: MockClock) -> None:
+async def test_a_handler_that_cannot_be_called_like_that_is_found_where_it_was_given() -> None:
     async def handler(batch_id: str) -> None:
         raise AssertionError("is not called")
 
-    with pytest.raises(UploadFailed, match="after 1 attempt") as caught:
-        async with BatchResultAggregator(None, handler) as aggregator:
-            await aggregator.create_batch("b", [])
-            await trio.sleep_forever()
-    assert isinstance(caught.value.__cause__, TypeError)
+    with pytest.raises(ValueError, match=r"is called as batch_upload_handler\(batch_id, results_list\)"):
+        BatchResultAggregator(None, handler)
+    with pytest.raises(ValueError, match=r"report_handler= is called as report_handler\(report\)"):
+        BatchResultAggregator(None, report_handler=lambda: None)
+    with pytest.raises(ValueError, match=r"callback= is called as callback\(station_id, value\)"):
+        BatchResultAggregator(lambda station_id: None)
 
 
 async def test_one_error_leaves_when_several_uploads_fail_at_once(autojump_clock: MockClock) -> None:

@@ -2,14 +2,14 @@
 
 The floors; imports go downward only:
 
-    0  _errors _encoding _records _context _blame _settings  what may go wrong, what is told, what may be set
+    0  _errors _checks _encoding _records _context _blame _settings  what may go wrong, what is told, what may be set
     1  _collector _goals _sla _observer _stations _join _tuning _interrupts _watchdog _watermark _finished* _letters
     2  _stuck _lanes _processes _retry _calls  how one station is called
     3  _batch _servers _fanout  one batch
     4  _uploader _statistics _reader _stragglers _intake _deadlines _remembered _aio  what many batches need
     5  _aggregator  many batches
     6  _kafka*  source, sink, commits, rebalance, transactions
-    7  _outputs _service _replay  AsyncDataAnalysisService
+    7  _outputs _service _replay*  AsyncDataAnalysisService
     8  _mock_broker _demo cli __main__  the command line
 """
 

@@ -12,11 +12,12 @@ import trio
 from ._batch import Batch, as_it_is_now, in_turn
 from ._blame import lone_errors_bare
 from ._calls import Calls
+from ._checks import check_counts, check_in_trio, check_seconds, check_takes
 from ._collector import each_once
 from ._context import BatchContext
 from ._deadlines import Deadlines
 from ._errors import Closed, StrayCancel
-from ._fanout import DEFAULT_RUNNING_STATIONS, Reaper, check_limits, serve
+from ._fanout import DEFAULT_RUNNING_STATIONS, Reaper, serve
 from ._goals import Goal
 from ._intake import Intake
 from ._interrupts import interrupts_are_not_lost
@@ -131,28 +132,27 @@ class BatchResultAggregator(Generic[T]):
     ) -> None:
         if callable(batch_timeout) and is_async(batch_timeout):
             raise ValueError("batch_timeout= must be a plain def, for it only computes")
-        check_limits(
-            batch_timeout=0.0 if callable(batch_timeout) else batch_timeout, max_running_stations=max_running_stations
+        if not callable(batch_timeout):
+            check_seconds(batch_timeout=batch_timeout)
+        check_seconds(cleanup_interval=cleanup_interval, upload_timeout=upload_timeout, drain_timeout=drain_timeout)
+        check_counts(
+            max_running_stations=max_running_stations,
+            max_batches_in_flight=max_batches_in_flight,
+            max_unreaped_batches=max_unreaped_batches,
+            max_uploads=max_uploads,
+            upload_attempts=upload_attempts,
         )
-        for name, value in (
-            ("cleanup_interval", cleanup_interval),
-            ("upload_timeout", upload_timeout),
-            ("drain_timeout", drain_timeout),
-        ):
-            if not value >= 0:
-                raise ValueError(f"{name}={value!r}: it must be 0 or more seconds")
-        for name, number in (
-            ("max_batches_in_flight", max_batches_in_flight),
-            ("max_unreaped_batches", max_unreaped_batches),
-            ("max_uploads", max_uploads),
-            ("upload_attempts", upload_attempts),
-        ):
-            if number < 1:
-                raise ValueError(f"{name}={number!r}: it must be 1 or more")
         if on_upload_failure not in ("stop", "skip", "dead_letter"):
             raise ValueError(f"on_upload_failure={on_upload_failure!r}: use 'stop', 'skip' or 'dead_letter'")
         if (on_upload_failure == "dead_letter") is (dead_letter_handler is None):
             raise ValueError("on_upload_failure='dead_letter' and dead_letter_handler= go together")
+
+        if callback is not None:
+            check_takes("callback", callback, "station_id", "value")
+        if batch_upload_handler is not None:
+            check_takes("batch_upload_handler", batch_upload_handler, "batch_id", "results_list")
+        if report_handler is not None:
+            check_takes("report_handler", report_handler, "report")
 
         self._has_callback = callback is not None
         self._calls = Calls(
@@ -202,6 +202,7 @@ class BatchResultAggregator(Generic[T]):
 
     @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> Self:
+        check_in_trio()
         if self._block is not None:
             raise RuntimeError("an aggregator lives once: make a new one for a second block")
         self._block = self._live()
@@ -451,7 +452,7 @@ class BatchResultAggregator(Generic[T]):
         if not callable(timeout):
             return timeout
         seconds = timeout(topic, stations)
-        check_limits(batch_timeout=seconds)
+        check_seconds(batch_timeout=seconds)
         return seconds
 
     async def drain(self) -> None:

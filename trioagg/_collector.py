@@ -119,7 +119,7 @@ class BatchCollector:
           run_seconds: From the station's start to this answer.
         """
         if not isinstance(result, dict):
-            error = None if result is None else BadResult(f"returned {type(result).__name__}, not a dict or None")
+            error = None if result is None else BadResult(_not_a_result(result))
             dispose(result)
             return self._add_other(station_id, error, run_seconds)
         if self._report is not None or station_id in self._runs or station_id not in self._expected:
@@ -342,3 +342,8 @@ class _Ledger(Mapping[str, StationOutcome]):
 
     def __repr__(self) -> str:
         return repr(self._all())
+
+
+def _not_a_result(result: object) -> str:
+    hint = ": make the callback `async def`, or await it" if inspect.isawaitable(result) else ""
+    return f"returned {type(result).__name__}, not a dict or None{hint}"

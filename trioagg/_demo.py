@@ -19,6 +19,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ._blame import lone_errors_bare
 from ._context import current_batch
 from ._mock_broker import mock_broker
 from ._service import AsyncDataAnalysisService
@@ -168,13 +169,14 @@ async def run_demo(demo: Demo, bootstrap_servers: str | None, console: Console) 
             f"{demo.batches} messages of {demo.stations} stations, {demo.rate:g} a second, through Kafka at {where}"
             + ("" if bootstrap_servers else " (librdkafka's mock broker, in this process)")
         )
-        async with trio.open_nursery() as nursery:
-            await nursery.start(_stop_on_signal, service)
-            nursery.start_soon(demo.produce, where)
-            if console.is_terminal:
-                nursery.start_soon(_show, demo, console)
-            await service.run(demo.process_station, report_handler=report_and_stop)
-            nursery.cancel_scope.cancel()
+        with lone_errors_bare():
+            async with trio.open_nursery() as nursery:
+                await nursery.start(_stop_on_signal, service)
+                nursery.start_soon(demo.produce, where)
+                if console.is_terminal:
+                    nursery.start_soon(_show, demo, console)
+                await service.run(demo.process_station, report_handler=report_and_stop)
+                nursery.cancel_scope.cancel()
     console.print(demo.table(demo.batches))
     console.print(demo.summary())
 

@@ -10,6 +10,7 @@ import trio
 from ._batch import Batch, as_it_is_now, in_turn
 from ._blame import lone_errors_bare
 from ._calls import Calls
+from ._checks import check_counts, check_in_trio, check_seconds
 from ._context import BatchContext
 from ._errors import StrayCancel
 from ._goals import Goal
@@ -75,7 +76,11 @@ async def run_batch(
     Cancellation: the stations are cancelled too, and there is no report.  The batch's timeout is not a cancellation:
     late stations have the verdict ``timed_out``.
     """
-    check_limits(batch_timeout=batch_timeout, max_running_stations=max_running_stations)
+    check_in_trio()
+    check_seconds(batch_timeout=batch_timeout)
+    check_counts(max_running_stations=max_running_stations)
+    if not callable(callback):
+        raise ValueError(f"callback={callback!r} cannot be called")
     stations = as_it_is_now(stations)
     calls = Calls(
         callback, lane=lane, max_threads=_THREADS_OF_ONE_BATCH, station_timeout=station_timeout, retry=retry_station
@@ -91,14 +96,6 @@ async def run_batch(
             await serve(batch, inputs, calls, max_running_stations, Reaper(), _end_at_deadline)
     assert batch.report is not None
     return batch.report
-
-
-def check_limits(*, batch_timeout: object = 0.0, max_running_stations: int = 1) -> None:
-    """Raise ValueError for what no batch can be run with."""
-    if not isinstance(batch_timeout, int | float) or not batch_timeout >= 0:
-        raise ValueError(f"batch_timeout={batch_timeout!r}: it must be 0 or more seconds")
-    if not isinstance(max_running_stations, int) or max_running_stations < 1:
-        raise ValueError(f"max_running_stations={max_running_stations!r}: it must be 1 or more")
 
 
 async def _end_at_deadline(batch: Batch) -> None:

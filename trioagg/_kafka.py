@@ -187,7 +187,7 @@ class Kafka:
             dropped_records=group.dropped_records,
             offset_resets=source.beginnings.resets,
             transactional_producers=source.beginnings.producers,
-            rebuilds=source.rebuilds + (0 if self._sink is None else self._sink.rebuilds),
+            rebuilds=sum(half.rebuilds for half in (source, self._sink, self._bridge.context) if half is not None),
             loop_errors=self._bridge.errors.count,
         )
 

@@ -45,7 +45,9 @@ class Processes:
         try:
             import trio_parallel
         except ImportError:
-            raise ImportError("lane='process' needs trio-parallel: pip install 'trioagg[process]'") from None
+            raise ImportError(
+                "lane='process' needs trio-parallel: pip install 'trioagg[process]' (in a checkout: '.[process]')"
+            ) from None
         try:
             pickle.dumps(function)
         except Exception as error:  # pickling calls the object's own code, which may raise anything

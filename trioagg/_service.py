@@ -14,9 +14,11 @@ import trio
 from ._aggregator import BatchResultAggregator
 from ._aio import service_loop
 from ._blame import lone_errors_bare
+from ._checks import check_counts, check_in_trio, check_seconds, check_some_seconds, check_takes
 from ._context import batch_context
 from ._errors import Closed, PoisonMessage
 from ._join import Context
+from ._lanes import is_async
 from ._letters import DeadLetterLimit, check_verdicts
 from ._observer import Observers
 from ._reader import Reader
@@ -64,6 +66,8 @@ class ServiceStatistics(AggregatorStatistics):
     """Elements of otherwise good messages that have no usable station id."""
     context_messages: int
     """Read from the context topics."""
+    context_poison: int
+    """Those of them that nothing can be read from."""
     over_sla: int
     """Messages whose ``sla_seconds`` were over when they came."""
     loop_stalls: int
@@ -176,6 +180,18 @@ class AsyncDataAnalysisService:
         observers: Iterable[Observer] = (),
         tune_gc: bool = False,
     ) -> None:
+        for name, value, kind, use in (
+            ("module_name", module_name, str, "a string"),
+            ("kafka", kafka, KafkaSettings | None, "KafkaSettings(...)"),
+            ("input_limits", input_limits, InputLimits, "InputLimits(...)"),
+            ("dead_letter_limit", dead_letter_limit, DeadLetterLimit | None, "DeadLetterLimit(...) or None"),
+        ):
+            if not isinstance(value, kind):
+                raise ValueError(f"{name}={value!r}: use {use}")
+        if message_parser is not None:
+            check_takes("message_parser", message_parser, "topic", "value")
+            if is_async(message_parser):
+                raise ValueError("message_parser= must be a plain def, for it only computes")
         if isinstance(topics, str | bytes):
             raise ValueError(f"topics must be several names, not one string: use topics=[{topics!r}]")
         self._topics = tuple(dict.fromkeys(topics))
@@ -202,8 +218,7 @@ class AsyncDataAnalysisService:
         if dead_letter_topic is None and (verdicts or on_upload_failure == "dead_letter"):
             asked = "dead_letter_stations" if verdicts else "on_upload_failure='dead_letter'"
             raise ValueError(f"{asked} needs a dead_letter_topic")
-        if not transaction_linger >= 0:
-            raise ValueError(f"transaction_linger={transaction_linger!r}: it must be 0 or more seconds")
+        check_seconds(transaction_linger=transaction_linger)
         if include_ledger and result_topic is None:
             raise ValueError("include_ledger=True is about the messages in the result_topic: give one")
         self._result_topic, self._include_ledger = result_topic, include_ledger
@@ -226,9 +241,12 @@ class AsyncDataAnalysisService:
             "commit_interval": commit_interval,
             "max_uncommitted": max_uncommitted,
         }
-        for name in ("connect_timeout", "revoke_timeout", "commit_interval", "max_uncommitted"):
-            if not self._connection[name] > 0:
-                raise ValueError(f"{name}={self._connection[name]!r}: it must be more than 0")
+        check_some_seconds(
+            connect_timeout=connect_timeout,
+            revoke_timeout=self._connection["revoke_timeout"],
+            commit_interval=commit_interval,
+        )
+        check_counts(max_uncommitted=max_uncommitted)
         if self._exactly_once:
             # Somebody has to sleep for a moment, however much in a hurry.
             self._connection["commit_interval"] = max(transaction_linger, 0.005)
@@ -268,8 +286,7 @@ class AsyncDataAnalysisService:
         )
         self._outputs: Outputs | None = None
         self._drain_timeout = drain_timeout
-        if not max_loop_stall > 0:
-            raise ValueError(f"max_loop_stall={max_loop_stall!r}: it must be more than 0 seconds")
+        check_some_seconds(max_loop_stall=max_loop_stall)
         self._watchdog = Watchdog(max_loop_stall)
         self._kafka: Kafka | None = None
         self._token: trio.lowlevel.TrioToken | None = None
@@ -313,8 +330,11 @@ class AsyncDataAnalysisService:
                 "delivery='exactly_once' has no handlers: what they do could not be undone. Read the result_topic "
                 "instead, or watch with observers="
             )
-        if not callable(callback):
-            raise ValueError(f"callback={callback!r} cannot be called")
+        check_takes("callback", callback, "station_id", "module_input")
+        if batch_upload_handler is not None:
+            check_takes("batch_upload_handler", batch_upload_handler, "batch_id", "results_list")
+        if report_handler is not None:
+            check_takes("report_handler", report_handler, "report")
         return ServiceBlock(self._live(callback, batch_upload_handler, report_handler))
 
     async def run(
@@ -387,6 +407,7 @@ class AsyncDataAnalysisService:
             empty=self._reader.empty,
             rejected_elements=self._reader.rejected,
             context_messages=self._context.messages,
+            context_poison=self._context.poison,
             over_sla=self._sla.missed,
             loop_stalls=self._watchdog.blocked,
             kafka=None if self._kafka is None else self._kafka.statistics(),
@@ -527,6 +548,7 @@ class ServiceBlock:
 
     @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> AsyncDataAnalysisService:
+        check_in_trio()
         return await self._block.__aenter__()
 
     @trio.lowlevel.enable_ki_protection
@@ -547,6 +569,7 @@ def _revoke_timeout(batch_timeout: BatchTimeout) -> float:
         raise ValueError(
             "batch_timeout= is a function: give revoke_timeout= too, in seconds, the longest one and a little more"
         )
+    check_seconds(batch_timeout=batch_timeout)
     return batch_timeout + 5.0
 
 

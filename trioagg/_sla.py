@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from ._checks import check_some_seconds
+
 SlaPolicy = Literal["process", "skip", "full"]
 
 
@@ -21,12 +23,11 @@ class Sla:
     """
 
     def __init__(self, seconds: float | None, policy: SlaPolicy, min_budget: float) -> None:
-        if seconds is not None and not seconds > 0:
-            raise ValueError(f"sla_seconds={seconds!r}: it must be more than 0 seconds, or None")
+        if seconds is not None:
+            check_some_seconds(sla_seconds=seconds)
         if policy not in ("process", "skip", "full"):
             raise ValueError(f"sla_policy={policy!r}: use 'process', 'skip' or 'full'")
-        if not min_budget > 0:
-            raise ValueError(f"min_budget={min_budget!r}: it must be more than 0 seconds")
+        check_some_seconds(min_budget=min_budget)
         self._seconds, self._policy, self._min_budget = seconds, policy, min_budget
         self.missed = 0
         """Messages whose time was up when they came."""

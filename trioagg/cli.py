@@ -27,7 +27,7 @@ except ImportError as error:
         f"the command line needs {error.name}: pip install 'trioagg[cli]' (in a checkout: '.[cli]')"
     ) from None
 
-errors = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+errors = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
 app = App(
     name="trioagg", help="From one Kafka message of many stations to one list of results, on time.", backend="trio"
 )
