@@ -127,6 +127,16 @@ def test_poison_is_passed_over_and_counted(caplog: pytest.LogCaptureFixture) -> 
     assert "a message of context topic param is poison and is passed over: not JSON" in caplog.text
 
 
+def test_elements_without_a_station_are_counted_and_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    known = context(param=Latest())
+    for _ in range(3):
+        known.update("param", None, b'[{"stationId": "A", "limit": 1}, {"limit": 2}]', None)
+    assert known.rejected == 3
+    assert joined(known, "A")["param"] == [{"stationId": "A", "limit": 1}]
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert line == "context topic param: 1 element(s) have no station id: $[1]: no station id"
+
+
 def test_a_topic_full_of_poison_does_not_flood_the_log(caplog: pytest.LogCaptureFixture) -> None:
     now = 1000.0
     kinds = {"param": Latest(), "weather": Latest()}

@@ -98,7 +98,7 @@ class _Topic:
         self._by_key: dict[bytes, set[str]] = {}
         """Which stations have records that came under a key."""
         self.bytes = self.bytes_of_everybody = self.forgotten = 0
-        self._poison = self._untold = 0
+        self.rejected = self._poison = self._untold = 0
         self._told, self._reason = -math.inf, ""
 
     def add_to_all(self, kept: _Kept) -> None:
@@ -217,6 +217,8 @@ class Context:
         """Of all context topics, poison and deletions among them."""
         self.poison = 0
         """Messages that could not be read and were passed over."""
+        self.rejected = 0
+        """Elements of the others without a usable station id."""
 
     def __bool__(self) -> bool:
         return bool(self._topics)
@@ -245,6 +247,12 @@ class Context:
             if key is not None:
                 kept.forget_key(key)
             return
+        if parsed.rejected:
+            level = logging.DEBUG if kept.rejected else logging.WARNING  # it may be so in each message of the topic
+            named = "; ".join(parsed.rejected_places)
+            logger.log(level, "context topic %s: %d element(s) have no station id: %s", topic, parsed.rejected, named)
+            kept.rejected += parsed.rejected
+            self.rejected += parsed.rejected
         count = sum(map(len, parsed.stations.values())) + len(parsed.global_records)
         size = len(value or b"") // max(1, count)
         for station_id, records in parsed.stations.items():

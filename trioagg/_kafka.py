@@ -21,6 +21,7 @@ from ._kafka_claims import Claim, Record
 from ._kafka_connect import Address, connect_aio
 from ._kafka_context import ContextReader
 from ._kafka_log import Hush
+from ._kafka_look import Look
 from ._kafka_sink import Message, Sink
 from ._kafka_source import Source
 from ._observer import Observer
@@ -210,6 +211,7 @@ async def open_kafka(
     dropped: Callable[[Collection[Claim]], None],
     observer: Observer = Observer.SILENT,
     context: Context | None = None,
+    joins: bool = True,
 ) -> AsyncIterator[Kafka]:
     """Connect, and consume until the block is left.
 
@@ -227,6 +229,7 @@ async def open_kafka(
       dropped: Told of the claims that ended with messages in flight, so that their batches be given up.
       observer: Told what was fetched and what is committed.
       context: Kept up to date with its topics.  These are read before the block begins, which may take its time.
+      joins: False only looks at what the group has not done yet: it is not joined, and nothing is sent or committed.
 
     Raises:
       ConnectFailed: if there is no working connection within *connect_timeout*.
@@ -255,10 +258,10 @@ async def open_kafka(
                 await bridge.context.start_aio()
                 deadline = loop.time() + connect_timeout
             async with asyncio.timeout_at(max(deadline, loop.time() + _SHORTEST_START_SECONDS)):
-                if output_topics and not transactional:
+                if output_topics and joins and not transactional:
                     bridge.sink = Sink(address, absence, fail, bridge.nudge)
                     await bridge.sink.start_aio()
-                bridge.source = Source(
+                bridge.source = (Source if joins else Look)(
                     address,
                     absence,
                     observer,

@@ -119,7 +119,7 @@ async def replay(
         raise ValueError(f"result_topic={result_topic!r} is what is read")
     done = Replayed()
     room: list[Callable[[], int]] = [lambda: 0]
-    opened = (_open_look if dry_run else _open_kafka)(
+    opened = _open_kafka(
         topic=from_topic,
         bootstrap_servers=bootstrap_servers,
         group_id=group_id or f"{from_topic}-replay",
@@ -128,6 +128,7 @@ async def replay(
         settings=replace(kafka or KafkaSettings(), start_offset="earliest", group_instance_id=None),
         connect_timeout=connect_timeout,
         room=lambda: room[0](),
+        joins=not dry_run,
     )
     with lone_errors_bare():
         async with opened as client:
@@ -155,12 +156,6 @@ async def replay(
             if not dry_run:
                 await client.close(_END_SECONDS)
     return done
-
-
-def _open_look(**settings: Any) -> AbstractAsyncContextManager[Kafka]:
-    from ._replay_look import open_look
-
-    return open_look(**settings)
 
 
 def _open_kafka(*, topic: str, **settings: Any) -> AbstractAsyncContextManager[Kafka]:

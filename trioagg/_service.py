@@ -405,7 +405,7 @@ class AsyncDataAnalysisService:
             poison=self._reader.poison,
             dead_letters=0 if self._outputs is None else self._outputs.letters,
             empty=self._reader.empty,
-            rejected_elements=self._reader.rejected,
+            rejected_elements=self._reader.rejected + self._context.rejected,
             context_messages=self._context.messages,
             context_poison=self._context.poison,
             over_sla=self._sla.missed,
