@@ -21,7 +21,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import trioagg._kafka
 from trioagg import AsyncDataAnalysisService
-from trioagg._kafka import Claim, KafkaStatistics, Message, Record
+from trioagg._kafka import Claim, Message, Record
+from trioagg._statistics import KafkaStatistics
 
 from .figures import console, print_lines, print_table
 from .garble import messages

@@ -9,7 +9,7 @@ The floors; imports go downward only:
     4  _uploader _statistics _reader _stragglers _intake _deadlines _remembered _aio  what many batches need
     5  _aggregator  many batches
     6  _kafka*  source, sink, commits, rebalance, transactions
-    7  _outputs _service _replay*  AsyncDataAnalysisService
+    7  _outputs _topics _service _replay*  AsyncDataAnalysisService
     8  _mock_broker _demo cli __main__  the command line
 """
 
@@ -44,9 +44,9 @@ from ._observer import Observer
 from ._records import Answer, BatchReport, CompletedBy, StationOutcome, Verdict
 from ._replay import Replayed, replay
 from ._retry import Retry, exponential_backoff
-from ._service import AsyncDataAnalysisService, ServiceStatistics
+from ._service import AsyncDataAnalysisService
 from ._settings import InputLimits, KafkaSettings
-from ._statistics import AggregatorStatistics
+from ._statistics import AggregatorStatistics, ServiceStatistics
 from ._uploader import Sink
 
 __all__ = [

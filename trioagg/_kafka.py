@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -25,6 +24,7 @@ from ._kafka_look import Look
 from ._kafka_sink import Message, Sink
 from ._kafka_source import Source
 from ._observer import Observer
+from ._statistics import KafkaStatistics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
@@ -32,38 +32,9 @@ if TYPE_CHECKING:
     from ._join import Context
     from ._settings import KafkaSettings
 
-__all__ = ["Claim", "Kafka", "KafkaStatistics", "Message", "Record", "open_kafka"]
+__all__ = ["Claim", "Kafka", "Message", "Record", "open_kafka"]
 
 _SHORTEST_START_SECONDS: Final = 1.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KafkaStatistics:
-    """A snapshot of the bridge."""
-
-    assigned: tuple[tuple[str, int], ...]
-    """The partitions that are ours now."""
-    lag: Mapping[tuple[str, int], int | None]
-    """Records between our position and the end of the partition, as the last fetch saw it; None before the first."""
-    records_delivered: int
-    already_done: int
-    """Messages that were not handed out again: the commit that we began with says that they are up."""
-    commits: int
-    """Acknowledged commit requests, or transactions."""
-    rebalances: int
-    """How often partitions were taken from us, even if they came back."""
-    late_finishes: int
-    """Messages finished after their partition was gone: they moved no offset."""
-    dropped_records: int
-    """Messages in flight when the time of a revoke was over: another member processes them again."""
-    offset_resets: int
-    """How often an offset was not there any more."""
-    transactional_producers: int
-    """Producers started: one for an assignment of a partition, and one for a transaction whose end is unknown."""
-    rebuilds: int
-    """Clients that were torn down and made anew because they made no progress though Kafka answered."""
-    loop_errors: int
-    """Errors in the asyncio loop that nobody looked at; each is in the log."""
 
 
 class Kafka:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
@@ -24,8 +24,9 @@ from ._observer import Observers
 from ._reader import Reader
 from ._settings import InputLimits, KafkaSettings
 from ._sla import Sla
-from ._stations import RESERVED_KEYS, batch_id
-from ._statistics import AggregatorStatistics
+from ._stations import batch_id
+from ._statistics import ServiceStatistics
+from ._topics import checked_topics
 from ._watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from ._calls import StationTimeout
     from ._goals import Quorum
     from ._join import Latest
-    from ._kafka import Kafka, KafkaStatistics, Record
+    from ._kafka import Kafka, Record
     from ._lanes import LaneName, StartMethod
     from ._observer import LogLanguage, Observer
     from ._outputs import Outputs
@@ -48,32 +49,6 @@ if TYPE_CHECKING:
     from ._uploader import OnUploadFailure
 
 logger = logging.getLogger("trioagg")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServiceStatistics(AggregatorStatistics):
-    """What a service has done and is doing, at one moment."""
-
-    messages: int
-    """Read from the topics, whatever came of them."""
-    poison: int
-    """Messages that can never be processed; their offsets move on, behind their dead letters where these are wanted."""
-    dead_letters: int
-    """Dead letters that are acknowledged, of whatever reason."""
-    empty: int
-    """Messages without a station; they open no batch."""
-    rejected_elements: int
-    """Elements of otherwise good messages that have no usable station id."""
-    context_messages: int
-    """Read from the context topics."""
-    context_poison: int
-    """Those of them that nothing can be read from."""
-    over_sla: int
-    """Messages whose ``sla_seconds`` were over when they came."""
-    loop_stalls: int
-    """How often a task kept the loop to itself for longer than ``max_loop_stall``."""
-    kafka: KafkaStatistics | None
-    """None before the service has started."""
 
 
 class AsyncDataAnalysisService:
@@ -192,13 +167,12 @@ class AsyncDataAnalysisService:
             check_takes("message_parser", message_parser, "topic", "value")
             if is_async(message_parser):
                 raise ValueError("message_parser= must be a plain def, for it only computes")
-        if isinstance(topics, str | bytes):
-            raise ValueError(f"topics must be several names, not one string: use topics=[{topics!r}]")
-        self._topics = tuple(dict.fromkeys(topics))
-        if not self._topics or not all(isinstance(topic, str) and topic for topic in self._topics):
-            raise ValueError(f"topics={topics!r}: name at least one topic, each a non-empty string")
-        if reserved := RESERVED_KEYS.intersection(self._topics):
-            raise ValueError(f"topics={topics!r}: module_input has a meaning of its own for {sorted(reserved)}")
+        self._topics = checked_topics(
+            topics,
+            result_topic=result_topic,
+            dead_letter_topic=dead_letter_topic,
+            context_topics={} if context_topics is None else context_topics,
+        )
         if not module_name:
             raise ValueError("module_name must not be empty: it names the consumer group")
         if upload_order not in ("any", "partition"):
@@ -212,8 +186,6 @@ class AsyncDataAnalysisService:
         self._exactly_once = delivery == "exactly_once"
         if self._exactly_once and result_topic is None:
             raise ValueError("delivery='exactly_once' is from Kafka to Kafka: it needs a result_topic")
-        if dead_letter_topic is not None and dead_letter_topic in (*self._topics, result_topic):
-            raise ValueError(f"dead_letter_topic={dead_letter_topic!r} must be a topic of its own")
         verdicts = check_verdicts(dead_letter_stations)
         if dead_letter_topic is None and (verdicts or on_upload_failure == "dead_letter"):
             asked = "dead_letter_stations" if verdicts else "on_upload_failure='dead_letter'"
@@ -226,10 +198,6 @@ class AsyncDataAnalysisService:
         self._context = Context({} if context_topics is None else context_topics, require_topics, input_limits)
         if self._context and message_parser is not None:
             raise ValueError("context_topics= are joined into the module_input, which a message_parser= replaces")
-        if written := {result_topic, dead_letter_topic}.intersection(self._context.kinds):
-            raise ValueError(f"context_topics={sorted(map(str, written))}: this service writes there itself")
-        if reserved := RESERVED_KEYS.union(self._topics).intersection(self._context.kinds):
-            raise ValueError(f"context_topics={sorted(reserved)}: the module_input has these keys already")
         self._reader = Reader(message_parser, input_limits, self._context.join if self._context else None)
         self._letters = (dead_letter_topic, verdicts, dead_letter_limit)
         # In transactions the lists of a partition have the order of its messages anyway.

@@ -1,4 +1,4 @@
-"""Totals over an aggregator's life, and the frozen snapshot of them that users get."""
+"""What has been done and is being done: the frozen snapshots that users get, and an aggregator's totals."""
 
 from __future__ import annotations
 
@@ -53,6 +53,61 @@ class AggregatorStatistics:
     """From the opening of a batch to its list."""
     timeout_rate: float
     """Batches completed by ``timeout`` / batches closed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KafkaStatistics:
+    """A snapshot of the bridge."""
+
+    assigned: tuple[tuple[str, int], ...]
+    """The partitions that are ours now."""
+    lag: Mapping[tuple[str, int], int | None]
+    """Records between our position and the end of the partition, as the last fetch saw it; None before the first."""
+    records_delivered: int
+    already_done: int
+    """Messages that were not handed out again: the commit that we began with says that they are up."""
+    commits: int
+    """Acknowledged commit requests, or transactions."""
+    rebalances: int
+    """How often partitions were taken from us, even if they came back."""
+    late_finishes: int
+    """Messages finished after their partition was gone: they moved no offset."""
+    dropped_records: int
+    """Messages in flight when the time of a revoke was over: another member processes them again."""
+    offset_resets: int
+    """How often an offset was not there any more."""
+    transactional_producers: int
+    """Producers started: one for an assignment of a partition, and one for a transaction whose end is unknown."""
+    rebuilds: int
+    """Clients that were torn down and made anew because they made no progress though Kafka answered."""
+    loop_errors: int
+    """Errors in the asyncio loop that nobody looked at; each is in the log."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceStatistics(AggregatorStatistics):
+    """What a service has done and is doing, at one moment."""
+
+    messages: int
+    """Read from the topics, whatever came of them."""
+    poison: int
+    """Messages that can never be processed; their offsets move on, behind their dead letters where these are wanted."""
+    dead_letters: int
+    """Dead letters that are acknowledged, of whatever reason."""
+    empty: int
+    """Messages without a station; they open no batch."""
+    rejected_elements: int
+    """Elements of otherwise good messages that have no usable station id."""
+    context_messages: int
+    """Read from the context topics."""
+    context_poison: int
+    """Those of them that nothing can be read from."""
+    over_sla: int
+    """Messages whose ``sla_seconds`` were over when they came."""
+    loop_stalls: int
+    """How often a task kept the loop to itself for longer than ``max_loop_stall``."""
+    kafka: KafkaStatistics | None
+    """None before the service has started."""
 
 
 class Totals(Observer):
