@@ -35,6 +35,8 @@ _PROCESSES: Final = 2
 _DEADLINE_SECONDS: Final = 0.3
 _PROBE_SECONDS: Final = 0.001
 _PATIENCE_SECONDS: Final = 2.0
+_SPINS: Final = "import trioagg\nprint(flush=True)\nwhile True: pass"
+"""With about as much loaded as a worker has: a larger process takes longer to die."""
 
 
 async def _plain(station_id: str, value: object) -> dict[str, Any]:  # noqa: ASYNC124 - that it never waits is the point
@@ -146,13 +148,19 @@ def bare_kills(rounds: int) -> list[float]:
     """How many milliseconds it takes until as many processes that spin are dead, after they were killed together."""
     found = []
     for _ in range(rounds):
-        spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(_PROCESSES)]
-        time.sleep(0.3)
+        spinning = [
+            subprocess.Popen([sys.executable, "-c", _SPINS], stdout=subprocess.PIPE, text=True)
+            for _ in range(_PROCESSES)
+        ]
+        for process in spinning:
+            assert process.stdout is not None
+            with process.stdout as told:
+                told.readline()
         began = time.perf_counter()
         for process in spinning:
             process.kill()
         while any(_is_spinning(process.pid) for process in spinning):
-            time.sleep(_PROBE_SECONDS / 4)
+            time.sleep(_PROBE_SECONDS / 4)  # nobody tells us
         found.append((time.perf_counter() - began) * 1e3)
         for process in spinning:
             process.wait()
